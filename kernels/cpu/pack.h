@@ -1,0 +1,68 @@
+// Copies of K, V and Q tiles in the order the micro-kernels read them. A panel is up to NV vectors wide; the last
+// panel of a tile can be narrower. float16 and bfloat16 are widened here, once per tile, not per use.
+#pragma once
+
+#include "kernels/cpu/transpose.h"
+
+namespace sdpa::cpu::SDPA_ISA {
+
+SDPA_INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }
+SDPA_INLINE int vectors(int n) { return (n + W - 1) / W; }
+SDPA_INLINE int panel_vectors(int panel, int all) {
+  return all - panel * NV < NV ? all - panel * NV : NV;
+}
+
+// A row of n values with stride `col`; copied to tmp where the values are not contiguous.
+template <typename T>
+SDPA_INLINE const T* row(const T* p, int64_t col, int n, T* tmp) {
+  if (col == 1) return p;
+  for (int i = 0; i < n; ++i) tmp[i] = p[i * col];
+  return tmp;
+}
+
+// K tile [n, D] -> Kp [panel][D][panel width], keys beyond n as zeros.
+template <typename T>
+void pack_k(const T* K, int64_t row_stride, int64_t col, int n, int D, float* Kp, T* tmp) {
+  const int all = vectors(n);
+  for (int v = 0; v < all; ++v) {
+    const int panel = v / NV, width = panel_vectors(panel, all) * W;
+    float* dst = Kp + size_t(panel) * NV * W * D + (v % NV) * W;
+    const T* rows[W];
+    const int present = n - v * W < W ? n - v * W : W;
+    for (int j = 0; j < present; ++j)
+      rows[j] = row(K + (v * W + j) * row_stride, col, D, tmp + size_t(j) * D);
+    for (int d = 0; d < D; d += W) {
+      const int left = D - d;
+      Vec r[W];
+      if (present == W && left >= W) {
+#pragma GCC unroll 16
+        for (int j = 0; j < W; ++j) r[j] = load(rows[j] + d);
+      } else {
+        for (int j = 0; j < W; ++j) r[j] = j < present ? load_n(rows[j] + d, left) : Vec{};
+      }
+      transpose(r);
+      if (left >= W) {
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) store(dst + (d + l) * width, r[l]);
+      } else {
+        for (int l = 0; l < left; ++l) store(dst + (d + l) * width, r[l]);
+      }
+    }
+  }
+}
+
+// V tile [n, Dv] -> Vp [panel][n][panel width], columns beyond Dv as zeros.
+template <typename T>
+void pack_v(const T* V, int64_t row_stride, int64_t col, int n, int Dv, float* Vp, T* tmp) {
+  const int all = vectors(Dv);
+  for (int j = 0; j < n; ++j) {
+    const T* v_row = row(V + j * row_stride, col, Dv, tmp);
+    for (int v = 0; v < all; ++v) {
+      const int panel = v / NV, width = panel_vectors(panel, all) * W;
+      float* dst = Vp + size_t(panel) * NV * W * n + j * width + (v % NV) * W;
+      store(dst, load_n(v_row + v * W, Dv - v * W));
+    }
+  }
+}
+
+}  // namespace sdpa::cpu::SDPA_ISA

@@ -1,0 +1,313 @@
+#include "src/backends/cpu.h"
+
+#include <algorithm>
+#include <memory>
+#include <stdexcept>
+
+#include <mlx/allocator.h>
+#include <mlx/backend/cpu/encoder.h>
+
+#include "kernels/cpu/kernels.h"
+#include "src/backends/cpu_device.h"
+#include "src/backends/cpu_pool.h"
+
+namespace sdpa::cpu {
+
+namespace {
+
+using mx::array;
+
+DType dtype_of(const array& x) {
+  return x.dtype() == mx::float32   ? DType::F32
+         : x.dtype() == mx::float16 ? DType::F16
+                                    : DType::BF16;
+}
+
+Strides strides_of(const array& x) {
+  return {
+      x.shape(0) == 1 ? 0 : x.strides(0),
+      x.shape(1) == 1 ? 0 : x.strides(1),
+      x.shape(2) == 1 ? 0 : x.strides(2),
+      // a single column is as good as contiguous, and lets vector loads be chosen
+      x.shape(3) == 1 ? 1 : x.strides(3),
+  };
+}
+
+Problem problem_of(const Inputs& in, const Attributes& a) {
+  return {
+      .B = in.q.shape(0),
+      .Hq = in.q.shape(1),
+      .Hkv = in.k.shape(1),
+      .Lq = in.q.shape(2),
+      .Lk = in.k.shape(2),
+      .D = in.q.shape(3),
+      .Dv = in.v.shape(3),
+      .dtype = dtype_of(in.q),
+      .causal = a.causal,
+      .window = a.window,
+      .mask = !in.mask                        ? MaskKind::None
+              : in.mask->dtype() == mx::bool_ ? MaskKind::Bool
+                                              : MaskKind::Additive,
+      .softcap = a.softcap != 0.f,
+      .sinks = in.sinks != nullptr,
+      .want_lse = a.want_lse,
+      .want_f32 = a.want_f32,
+      .q_offset = in.q_offset(a),
+      .chunk_size = a.chunk_size,
+  };
+}
+
+Params params_of(const Problem& p, const Inputs& in, const Attributes& a) {
+  Params out{
+      .B = p.B,
+      .Hq = p.Hq,
+      .Hkv = p.Hkv,
+      .group = p.Hq / p.Hkv,
+      .Lq = p.Lq,
+      .Lk = p.Lk,
+      .D = p.D,
+      .Dv = p.Dv,
+      .q_offset = p.q_offset,
+      .causal = p.causal,
+      .window = p.window,
+      .scale = a.scale,
+      .softcap = a.softcap,
+      .dtype = p.dtype,
+      .mask = p.mask,
+      .mask_dtype = DType::F32,
+      .Qs = strides_of(in.q),
+      .Ks = strides_of(in.k),
+      .Vs = strides_of(in.v),
+      .Ms = {},
+      .sink_batch = 0,
+      .sink_head = 0,
+  };
+  if (in.mask) {
+    out.mask_dtype = dtype_of(*in.mask);
+    out.Ms = strides_of(*in.mask);
+    if (in.mask->shape(3) == 1) out.Ms.col = p.Lk == 1 ? 1 : 0;  // broadcast over the keys
+  }
+  if (in.sinks) {
+    out.sink_batch = in.sinks->shape(0) == 1 ? 0 : in.sinks->strides(0);
+    out.sink_head = in.sinks->strides(1);
+  }
+  return out;
+}
+
+// Scratch from MLX's allocator, so that its memory figures include it.
+template <typename T>
+T* scratch(int64_t bytes, mx::cpu::CommandEncoder& encoder) {
+  constexpr size_t kAlign = 64;
+  array block({int(std::max<int64_t>((bytes + kAlign - 1) / kAlign + 1, 1)), int(kAlign / 4)},
+              mx::uint32, nullptr, {});
+  block.set_data(mx::allocator::malloc(block.nbytes()));
+  encoder.add_temporary(block);
+  auto address = reinterpret_cast<uintptr_t>(block.data<uint32_t>());
+  return reinterpret_cast<T*>((address + kAlign - 1) / kAlign * kAlign);
+}
+
+void allocate(array& x) { x.set_data(mx::allocator::malloc(x.nbytes())); }
+
+// One evaluation, complete with its memory: what runs on the stream's thread.
+struct Launch {
+  Plan plan;
+  Params p;
+  Operands x;
+  const Kernels* kernels;
+  int threads;
+  bool want_f32;
+
+  char* tile_scratch = nullptr;  // threads * tile_bytes
+  size_t tile_bytes = 0;
+  void* O = nullptr;         // the result
+  float* lse = nullptr;      // the result, or null
+  float* carry_O = nullptr;  // running result between chunks, may be O itself
+  float* carry_lse = nullptr;
+  float* partial_O = nullptr;    // [splits, B, Hq, Lq, Dv]
+  float* partial_lse = nullptr;  // [splits, B, Hq, Lq]
+
+  int64_t rows() const { return int64_t(p.B) * p.Hq * p.Lq; }
+
+  void operator()() const {
+    for (int c = 0; c < plan.chunks; ++c) chunk(c);
+  }
+
+ private:
+  void chunk(int c) const {
+    const bool first = c == 0, last = c + 1 == plan.chunks;
+    Operands in = x;
+    if (!first) {
+      in.carry_O = carry_O;
+      in.carry_lse = carry_lse;
+    }
+    void* out = last ? O : carry_O;
+    const bool out_f32 = !last || want_f32;
+    float* out_lse = last ? lse : carry_lse;
+
+    const auto run = plan.tile.kernel == Kernel::prefill ? kernels->prefill : kernels->decode;
+    const int64_t heads = int64_t(p.B) * p.Hkv;
+    Pool::instance().run(plan.tasks, threads, [&](int64_t i, int worker) {
+      // causal rows further down see more keys: they go first, so that threads end together
+      const int tile = plan.row_tiles - 1 - int(i / (heads * plan.splits));
+      const int split = int(i % plan.splits);
+      const int head = int(i / plan.splits % heads);
+      const int begin = c * plan.chunk_keys, end = std::min(begin + plan.chunk_keys, p.Lk);
+      const int row0 = tile * plan.tile.bq;
+      Task task{
+          .b = head / p.Hkv,
+          .hkv = head % p.Hkv,
+          .row0 = row0,
+          .rows = std::min(plan.tile.bq, p.Lq * p.group - row0),
+          .bk = plan.tile.bk,
+          .key0 = std::min(begin + split * plan.split_keys, end),
+          .key1 = std::min(begin + (split + 1) * plan.split_keys, end),
+          .with_sinks = first && split == 0 && in.sinks,
+          .with_carry = split == 0 && in.carry_O,
+          .O = out,
+          .O_is_f32 = out_f32,
+          .lse = out_lse,
+      };
+      if (plan.splits > 1) {
+        task.O = partial_O + split * rows() * p.Dv;
+        task.O_is_f32 = true;
+        task.lse = partial_lse + split * rows();
+      }
+      run(p, in, task, tile_scratch + worker * tile_bytes);
+    });
+    if (plan.splits > 1) merge(out, out_f32, out_lse);
+  }
+
+  void merge(void* out, bool out_f32, float* out_lse) const {
+    std::vector<const void*> parts;
+    std::vector<const float*> lses;
+    for (int s = 0; s < plan.splits; ++s) {
+      parts.push_back(partial_O + s * rows() * p.Dv);
+      lses.push_back(partial_lse + s * rows());
+    }
+    MergeTask task{
+        .n = plan.splits,
+        .O = parts.data(),
+        .lse = lses.data(),
+        .row0 = 0,
+        .row1 = 0,
+        .Dv = p.Dv,
+        .dtype = p.dtype,
+        .in_f32 = true,
+        .out_f32 = out_f32,
+        .out = out,
+        .out_lse = out_lse,
+    };
+    merge_in_parallel(*kernels, task, rows(), threads);
+  }
+
+ public:
+  static void merge_in_parallel(const Kernels& kernels, const MergeTask& task, int64_t rows,
+                                int threads) {
+    constexpr int64_t kRows = 64;
+    Pool::instance().run((rows + kRows - 1) / kRows, threads, [&](int64_t i, int) {
+      MergeTask part = task;
+      part.row0 = i * kRows;
+      part.row1 = std::min(rows, part.row0 + kRows);
+      kernels.merge(part);
+    });
+  }
+};
+
+}  // namespace
+
+void eval_attention(const Inputs& in, const Attributes& a, std::vector<array>& outputs,
+                    mx::Stream stream) {
+  for (array& x : outputs) allocate(x);
+  if (outputs[0].size() == 0 && (!a.want_lse || outputs[1].size() == 0)) return;
+
+  const Problem problem = problem_of(in, a);
+  const Device on = device();
+  const auto answer = plan(problem, on);
+  if (const auto* no = std::get_if<Unsupported>(&answer))
+    throw std::invalid_argument("[scaled_dot_product_attention] " + no->reason);
+
+  auto& encoder = mx::cpu::get_command_encoder(stream);
+  encoder.set_input_array(in.q);
+  encoder.set_input_array(in.k);
+  encoder.set_input_array(in.v);
+  for (const array* x : {in.mask, in.sinks, in.carry_out, in.carry_lse})
+    if (x) encoder.set_input_array(*x);
+  for (array& x : outputs) encoder.set_output_array(x);
+
+  auto launch = std::make_shared<Launch>();
+  launch->plan = std::get<Plan>(answer);
+  const Plan& plan = launch->plan;
+  launch->p = params_of(problem, in, a);
+  launch->kernels = &kernels_in_use();
+  launch->threads = int(std::min<int64_t>(on.threads, std::max<int64_t>(plan.tasks, 1)));
+  launch->want_f32 = a.want_f32;
+  launch->x = Operands{
+      .Q = in.q.data<void>(),
+      .K = in.k.data<void>(),
+      .V = in.v.data<void>(),
+      .mask = in.mask ? in.mask->data<void>() : nullptr,
+      .sinks = in.sinks ? in.sinks->data<void>() : nullptr,
+      .carry_O = in.carry_out ? in.carry_out->data<float>() : nullptr,
+      .carry_lse = in.carry_lse ? in.carry_lse->data<float>() : nullptr,
+  };
+  launch->O = outputs[0].data<void>();
+  launch->lse = a.want_lse ? outputs[1].data<float>() : nullptr;
+
+  const auto tile_bytes = plan.tile.kernel == Kernel::prefill ? launch->kernels->prefill_scratch
+                                                              : launch->kernels->decode_scratch;
+  launch->tile_bytes = (tile_bytes(launch->p, plan.tile.bq, plan.tile.bk) + 63) / 64 * 64;
+  launch->tile_scratch = scratch<char>(int64_t(launch->tile_bytes) * launch->threads, encoder);
+  const int64_t rows = launch->rows();
+  if (plan.splits > 1) {
+    launch->partial_O = scratch<float>(plan.partial_bytes, encoder);
+    launch->partial_lse = launch->partial_O + plan.splits * rows * problem.Dv;
+  }
+  if (plan.chunks > 1) {
+    const bool in_place = problem.dtype == DType::F32 || a.want_f32;
+    launch->carry_O =
+        in_place ? static_cast<float*>(launch->O) : scratch<float>(rows * problem.Dv * 4, encoder);
+    launch->carry_lse = a.want_lse ? launch->lse : scratch<float>(rows * 4, encoder);
+  }
+  Pool::instance().reserve(launch->threads);
+  encoder.dispatch([launch] { (*launch)(); });
+}
+
+void eval_merge(const std::vector<array>& inputs, std::vector<array>& outputs, mx::Stream stream) {
+  for (array& x : outputs) allocate(x);
+  if (outputs[1].size() == 0) return;
+  const int n = int(inputs.size()) / 2;
+  auto& encoder = mx::cpu::get_command_encoder(stream);
+  std::vector<const void*> parts;
+  std::vector<const float*> lses;
+  for (int i = 0; i < n; ++i) {
+    encoder.set_input_array(inputs[i]);
+    encoder.set_input_array(inputs[n + i]);
+    parts.push_back(inputs[i].data<void>());
+    lses.push_back(inputs[n + i].data<float>());
+  }
+  for (array& x : outputs) encoder.set_output_array(x);
+  const MergeTask task{
+      .n = n,
+      .O = nullptr,
+      .lse = nullptr,
+      .row0 = 0,
+      .row1 = 0,
+      .Dv = outputs[0].shape(-1),
+      .dtype = dtype_of(outputs[0]),
+      .in_f32 = false,
+      .out_f32 = false,
+      .out = outputs[0].data<void>(),
+      .out_lse = outputs[1].data<float>(),
+  };
+  const int on = device().threads;
+  Pool::instance().reserve(on);
+  encoder.dispatch(
+      [task, parts, lses, rows = int64_t(outputs[1].size()), on, k = &kernels_in_use()] {
+        MergeTask filled = task;
+        filled.O = parts.data();
+        filled.lse = lses.data();
+        Launch::merge_in_parallel(*k, filled, rows, on);
+      });
+}
+
+}  // namespace sdpa::cpu

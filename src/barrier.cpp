@@ -1,0 +1,106 @@
+#include "src/barrier.h"
+
+#include <stdexcept>
+
+#include <mlx/backend/cpu/encoder.h>
+#include <mlx/ops.h>
+#include <mlx/primitives.h>
+#include <mlx/scheduler.h>
+
+namespace sdpa {
+
+namespace {
+
+using mx::array;
+using Arrays = std::vector<array>;
+
+// More than the ten active tasks at which MLX (0.31 to 0.32) stops scheduling.
+constexpr int kHoldingTasks = 16;
+
+// inputs[0] unchanged; all transforms pass it through.
+class PassThrough : public mx::Primitive {
+ public:
+  using Primitive::Primitive;
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    outputs[0].copy_shared_buffer(inputs[0]);
+  }
+  void eval_gpu(const Arrays& inputs, Arrays& outputs) override {
+    outputs[0].copy_shared_buffer(inputs[0]);
+  }
+  Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
+             const Arrays&) override {
+    Arrays out;
+    for (int i : argnums)
+      out.push_back(i == 0 ? cotangents[0] : mx::zeros_like(primals[i], stream()));
+    return out;
+  }
+  Arrays jvp(const Arrays& primals, const Arrays& tangents,
+             const std::vector<int>& argnums) override {
+    for (size_t i = 0; i < argnums.size(); ++i)
+      if (argnums[i] == 0) return {tangents[i]};
+    return {mx::zeros_like(primals[0], stream())};
+  }
+  std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
+                                           const std::vector<int>& axes) override {
+    return {{rebuild(inputs)}, {axes[0]}};
+  }
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
+    return {inputs[0].shape()};
+  }
+  bool is_equivalent(const Primitive&) const override { return true; }
+
+ protected:
+  virtual array rebuild(const Arrays& inputs) = 0;
+};
+
+template <class P>
+array pass(Arrays inputs, mx::Stream stream) {
+  mx::Shape shape = inputs[0].shape();
+  const mx::Dtype dtype = inputs[0].dtype();
+  return array(std::move(shape), dtype, std::make_shared<P>(stream), std::move(inputs));
+}
+
+// inputs: x. Runs on a CPU stream, whatever the device of x: that stream waits for x.
+class SdpaBarrier : public PassThrough {
+ public:
+  using PassThrough::PassThrough;
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
+    outputs[0].copy_shared_buffer(inputs[0]);
+    for (int i = 0; i < kHoldingTasks; ++i) mx::scheduler::notify_new_task(stream());
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    encoder.set_input_array(inputs[0]);
+    encoder.dispatch([s = stream()] {
+      for (int i = 0; i < kHoldingTasks; ++i) mx::scheduler::notify_task_completion(s);
+    });
+  }
+  void eval_gpu(const Arrays&, Arrays&) override {
+    throw std::runtime_error("[SdpaBarrier::eval_gpu] the barrier belongs on a CPU stream");
+  }
+  const char* name() const override { return "SdpaBarrier"; }
+
+ protected:
+  array rebuild(const Arrays& inputs) override { return pass<SdpaBarrier>(inputs, stream()); }
+};
+
+// inputs: x, what x waits for. Unlike mx::depends it can be mapped and compiled without shapes.
+class SdpaAfter : public PassThrough {
+ public:
+  using PassThrough::PassThrough;
+  const char* name() const override { return "SdpaAfter"; }
+
+ protected:
+  array rebuild(const Arrays& inputs) override { return pass<SdpaAfter>(inputs, stream()); }
+};
+
+}  // namespace
+
+array after(const array& x, const array& done, mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  const bool on_cpu = stream.device == mx::Device::cpu;
+  array held = pass<SdpaBarrier>({done}, on_cpu ? stream : mx::default_stream(mx::Device::cpu));
+  return pass<SdpaAfter>({x, held}, stream);
+}
+
+}  // namespace sdpa

@@ -1,0 +1,236 @@
+#include "src/op.h"
+
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+
+#include <mlx/ops.h>
+
+#include "src/plan.h"
+#include "src/primitive.h"
+#include "src/unfused.h"
+
+namespace sdpa {
+
+namespace {
+
+using mx::array;
+
+template <typename... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream message;
+  message << "[scaled_dot_product_attention] ";
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+const array* mask_array(const Arguments& x) { return std::get_if<array>(&x.mask); }
+
+bool is_causal(const Arguments& x) { return std::holds_alternative<std::string>(x.mask); }
+
+DType kernel_dtype(mx::Dtype t) {
+  return t == mx::float16 ? DType::F16 : t == mx::bfloat16 ? DType::BF16 : DType::F32;
+}
+
+void check_shapes(const Arguments& x) {
+  const std::pair<const char*, const array*> operands[] = {{"q", &x.q}, {"k", &x.k}, {"v", &x.v}};
+  for (auto [name, a] : operands)
+    if (a->ndim() != 4)
+      refuse(name, " with shape ", a->shape(),
+             " is expected to be rank 4: [batch, heads, length, head_dim]");
+  for (auto [name, a] : operands)
+    if (a->shape(0) != x.q.shape(0))
+      refuse("mismatching batch dimension: ", name, " with shape ", a->shape(),
+             " against q with shape ", x.q.shape());
+  if (x.q.shape(3) != x.k.shape(3))
+    refuse("q and k are expected to have the same last dimension; found q with shape ", x.q.shape(),
+           " and k with shape ", x.k.shape());
+  if (x.k.shape(1) != x.v.shape(1))
+    refuse("k and v are expected to have the same number of heads; found k with shape ",
+           x.k.shape(), " and v with shape ", x.v.shape());
+  if (x.k.shape(2) != x.v.shape(2))
+    refuse("k and v are expected to have the same length; found k with shape ", x.k.shape(),
+           " and v with shape ", x.v.shape());
+  if (x.k.shape(1) == 0 || x.q.shape(1) % x.k.shape(1) != 0)
+    refuse("the heads of q must be a multiple of those of k; found ", x.q.shape(1), " and ",
+           x.k.shape(1));
+}
+
+void check_mask(const Arguments& x, mx::Dtype dtype) {
+  if (const auto* mode = std::get_if<std::string>(&x.mask)) {
+    if (*mode != "causal")
+      refuse("invalid mask option '", *mode, "'. Must be 'causal', or an array.");
+    return;
+  }
+  const array* mask = mask_array(x);
+  if (!mask) return;
+  if (mask->ndim() > 4)
+    refuse("the mask with shape ", mask->shape(), " is expected to have at most rank 4");
+  const mx::Shape full{x.q.shape(0), x.q.shape(1), x.q.shape(2), x.k.shape(2)};
+  const int skip = 4 - mask->ndim();
+  for (int i = skip; i < 4; ++i)
+    if (mask->shape(i - skip) != 1 && mask->shape(i - skip) != full[i])
+      refuse("the mask with shape ", mask->shape(),
+             " cannot be broadcast to [B, Hq, Lq, Lk] = ", full);
+  if (mx::promote_types(mask->dtype(), dtype) != dtype)
+    refuse("the mask's type ", mask->dtype(), " must promote to the output type ", dtype);
+}
+
+void check_sinks(const Arguments& x, mx::Dtype dtype) {
+  if (!x.sinks) return;
+  if (mx::promote_types(x.sinks->dtype(), dtype) != dtype)
+    refuse("the type of sinks ", x.sinks->dtype(), " must promote to the output type ", dtype);
+  if (x.sinks->ndim() != 1 || x.sinks->shape(0) != x.q.shape(1))
+    refuse("sinks with shape ", x.sinks->shape(),
+           " is expected to have one entry per query head: [", x.q.shape(1), "]");
+}
+
+// Mask [Bm, Hm, Lqm, Lkm] in a type the kernels read; broadcast dimensions stay as they are.
+array four_dimensional(array mask, mx::Dtype dtype, mx::StreamOrDevice s) {
+  const mx::Dtype have = mask.dtype();
+  const bool kernels_read =
+      have == mx::bool_ || have == mx::float32 || have == mx::float16 || have == mx::bfloat16;
+  if (!kernels_read) mask = mx::astype(mask, dtype, s);
+  if (mask.ndim() == 4) return mask;
+  std::vector<int> axes;
+  for (int i = 0; i < 4 - int(mask.ndim()); ++i) axes.push_back(i);
+  return mx::expand_dims(mask, axes, s);
+}
+
+// Inputs in the primitive's order, and the attributes but for scale and the options.
+std::pair<std::vector<array>, Attributes> lower(const Arguments& x, const Checked& checked,
+                                                float scale, mx::StreamOrDevice s) {
+  Attributes a{
+      .scale = scale,
+      .causal = is_causal(x),
+      .window = x.window.value_or(0),
+      .softcap = x.softcap.value_or(0.f),
+      .has_mask = mask_array(x) != nullptr,
+      .has_sinks = x.sinks.has_value(),
+  };
+  std::vector<array> inputs;
+  for (const array& in : {x.q, x.k, x.v}) inputs.push_back(mx::astype(in, checked.dtype, s));
+  if (a.has_mask) inputs.push_back(four_dimensional(*mask_array(x), checked.dtype, s));
+  if (a.has_sinks) inputs.push_back(mx::expand_dims(mx::astype(*x.sinks, checked.dtype, s), 0, s));
+  return {std::move(inputs), a};
+}
+
+void check_carry(const Checked& c, const FusedOptions& o) {
+  if (!o.carry) return;
+  const Problem& p = c.problem;
+  const auto& [out, lse] = *o.carry;
+  if (p.sinks) refuse("sinks are counted once: pass them with the first keys, not with a carry");
+  if (out.shape() != mx::Shape{p.B, p.Hq, p.Lq, p.Dv} || lse.shape() != mx::Shape{p.B, p.Hq, p.Lq})
+    refuse("carry with shapes ", out.shape(), " and ", lse.shape(),
+           " is expected to be [B, Hq, Lq, Dv] and [B, Hq, Lq]");
+  if (out.dtype() != mx::float32 || lse.dtype() != mx::float32)
+    refuse("carry is expected to be float32");
+}
+
+}  // namespace
+
+Checked check(const Arguments& x) {
+  check_shapes(x);
+  const mx::Dtype dtype = mx::result_type({x.q, x.k, x.v});
+  if (!mx::issubdtype(dtype, mx::floating))
+    refuse("received unsupported type ", dtype, "; q, k and v must be floating");
+  check_mask(x, dtype);
+  check_sinks(x, dtype);
+  if (x.window) {
+    if (!is_causal(x)) refuse("window needs mask='causal'");
+    if (*x.window < 1) refuse("window is ", *x.window, "; it counts keys and must be at least 1");
+  }
+  if (x.softcap && !(*x.softcap > 0.f && *x.softcap < std::numeric_limits<float>::infinity()))
+    refuse("softcap is ", *x.softcap, "; it must be positive and finite");
+  const array* mask = mask_array(x);
+  return {
+      {
+          .B = x.q.shape(0),
+          .Hq = x.q.shape(1),
+          .Hkv = x.k.shape(1),
+          .Lq = x.q.shape(2),
+          .Lk = x.k.shape(2),
+          .D = x.q.shape(3),
+          .Dv = x.v.shape(3),
+          .dtype = kernel_dtype(dtype),
+          .causal = is_causal(x),
+          .window = x.window.value_or(0),
+          .mask = !mask                        ? MaskKind::None
+                  : mask->dtype() == mx::bool_ ? MaskKind::Bool
+                                               : MaskKind::Additive,
+          .softcap = x.softcap.has_value(),
+          .sinks = x.sinks.has_value(),
+          .q_offset = x.k.shape(2) - x.q.shape(2),
+      },
+      dtype,
+  };
+}
+
+std::vector<array> fused_attention(const Arguments& x, float scale, const FusedOptions& o,
+                                   mx::StreamOrDevice s) {
+  const Checked checked = check(x);
+  if (checked.dtype == mx::float64)
+    refuse("the fused kernels compute in float32; float64 needs path='stock' or 'unfused'");
+  if (o.chunk_size < 0)
+    refuse("chunk_size is ", o.chunk_size, "; it counts keys, 0 means all at once");
+  check_carry(checked, o);
+  // The plan is asked again at evaluation; here it refuses early, where the caller's line is still on the stack.
+  const auto answer = plan(checked.problem, Device{});
+  if (const auto* no = std::get_if<Unsupported>(&answer)) refuse(no->reason);
+  auto [inputs, a] = lower(x, checked, scale, s);
+  a.chunk_size = o.chunk_size;
+  a.want_lse = o.return_lse;
+  a.want_f32 = o.float32_out;
+  a.q_offset = o.q_offset;
+  if (o.carry) {
+    a.has_carry = true;
+    inputs.push_back(mx::contiguous(o.carry->first, false, s));
+    inputs.push_back(mx::contiguous(o.carry->second, false, s));
+  }
+  return Sdpa::make(std::move(inputs), a, mx::to_stream(s));
+}
+
+std::vector<array> unfused_attention(const Arguments& x, float scale, int block_rows,
+                                     bool return_lse, mx::StreamOrDevice s) {
+  const Checked checked = check(x);
+  if (block_rows < 0)
+    refuse("block_rows is ", block_rows, "; it counts query rows, 0 means all at once");
+  auto [inputs, a] = lower(x, checked, scale, s);
+  a.want_lse = return_lse;
+  return unfused(inputs, a, block_rows, return_lse, s);
+}
+
+std::vector<array> merge(const std::vector<array>& outputs, const std::vector<array>& lses,
+                         mx::StreamOrDevice s) {
+  auto refuse_merge = [](const auto&... parts) {
+    std::ostringstream message;
+    message << "[merge] ";
+    (message << ... << parts);
+    throw std::invalid_argument(message.str());
+  };
+  if (outputs.empty() || outputs.size() != lses.size())
+    refuse_merge("expected as many outputs as lses, and at least one; got ", outputs.size(),
+                 " and ", lses.size());
+  const mx::Dtype dtype = mx::result_type(outputs);
+  if (dtype != mx::float32 && dtype != mx::float16 && dtype != mx::bfloat16)
+    refuse_merge("outputs must be float32, float16 or bfloat16; got ", dtype);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const mx::Shape& shape = outputs[i].shape();
+    if (shape.size() != 4 || shape != outputs[0].shape())
+      refuse_merge("outputs[", i, "] with shape ", shape,
+                   " is expected to be [B, Hq, Lq, Dv] like outputs[0], ", outputs[0].shape());
+    if (lses[i].shape() != mx::Shape{shape[0], shape[1], shape[2]} ||
+        lses[i].dtype() != mx::float32)
+      refuse_merge("lses[", i, "] with shape ", lses[i].shape(), " and type ", lses[i].dtype(),
+                   " is expected to be float32 [B, Hq, Lq]");
+  }
+  std::vector<array> inputs;
+  for (const array& x : outputs)
+    inputs.push_back(mx::contiguous(mx::astype(x, dtype, s), false, s));
+  for (const array& x : lses) inputs.push_back(mx::contiguous(x, false, s));
+  const mx::Stream stream = mx::to_stream(s);
+  if (stream.device != mx::Device::cpu) return merge_on_stock(inputs, s);
+  return SdpaMerge::make(std::move(inputs), stream);
+}
+
+}  // namespace sdpa

@@ -1,0 +1,58 @@
+// What Python calls: arguments are checked and cast here, then become a primitive or a graph of stock operations.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include <mlx/utils.h>
+
+#include "src/attention.h"
+#include "src/problem.h"
+
+namespace sdpa {
+
+using MaskArgument = std::variant<std::monostate, std::string, mx::array>;
+
+// The arguments that attention on any path has in common. Shapes: q [B, Hq, Lq, D], k [B, Hkv, Lk, D],
+// v [B, Hkv, Lk, Dv]; mask "causal" or broadcastable to [B, Hq, Lq, Lk]; sinks [Hq].
+struct Arguments {
+  mx::array q, k, v;
+  MaskArgument mask;
+  std::optional<mx::array> sinks;
+  std::optional<int> window;
+  std::optional<float> softcap;
+};
+
+// The shapes, dtype and mask of a valid call.
+struct Checked {
+  Problem problem;
+  mx::Dtype
+      dtype;  // of the computation and of the result; one of float32, float16, bfloat16, float64
+};
+
+// Throws std::invalid_argument on everything that stock refuses, and on a wrong window or softcap.
+Checked check(const Arguments&);
+
+struct FusedOptions {
+  int chunk_size = 0;
+  bool return_lse = false;
+  bool float32_out = false;
+  std::optional<int> q_offset;
+  std::optional<std::pair<mx::array, mx::array>> carry;
+};
+
+// {out} or {out, lse} from the fused primitive.
+std::vector<mx::array> fused_attention(const Arguments&, float scale, const FusedOptions&,
+                                       mx::StreamOrDevice);
+
+// {out} or {out, lse} from stock operations, at most block_rows query rows at a time (0 = all).
+std::vector<mx::array> unfused_attention(const Arguments&, float scale, int block_rows,
+                                         bool return_lse, mx::StreamOrDevice);
+
+// {out, lse}: exact combination of attentions over disjoint keys.
+std::vector<mx::array> merge(const std::vector<mx::array>& outputs,
+                             const std::vector<mx::array>& lses, mx::StreamOrDevice);
+
+}  // namespace sdpa

@@ -1,0 +1,31 @@
+// The question: one attention problem without its data.
+#pragma once
+
+#include "kernels/params.h"
+
+namespace sdpa {
+
+struct Problem {
+  int B = 0;    // batch
+  int Hq = 0;   // query heads
+  int Hkv = 0;  // heads of K and V
+  int Lq = 0;   // query rows
+  int Lk = 0;   // keys
+  int D = 0;    // head dimension of Q and K
+  int Dv = 0;   // head dimension of V and O
+  DType dtype = DType::F32;
+  bool causal = false;
+  int window = 0;                  // with causal: keys a query sees, its own included; 0 = all
+  MaskKind mask = MaskKind::None;  // of the mask array
+  bool softcap = false;
+  bool sinks = false;
+  bool want_lse = false;
+  bool want_f32 = false;  // O in float32 whatever the dtype
+  int q_offset = 0;       // position of query row 0 counted in keys
+  int chunk_size = 0;     // keys a chunk; 0 = all keys at once
+
+  // Rows of one KV head: the positions of all query heads that share it.
+  int rows() const { return Hkv ? Lq * (Hq / Hkv) : 0; }
+};
+
+}  // namespace sdpa
