@@ -1,6 +1,10 @@
 #include "src/barrier.h"
 
+#include <future>
+#include <memory>
+#include <mutex>
 #include <stdexcept>
+#include <unordered_map>
 
 #include <mlx/backend/cpu/encoder.h>
 #include <mlx/ops.h>
@@ -43,7 +47,12 @@ class PassThrough : public mx::Primitive {
   }
   std::pair<Arrays, std::vector<int>> vmap(const Arrays& inputs,
                                            const std::vector<int>& axes) override {
-    return {{rebuild(inputs)}, {axes[0]}};
+    if (axes[0] >= 0) return {{rebuild(inputs)}, {axes[0]}};
+    // Only what it waits for is mapped, but the output counts as mapped.
+    mx::Shape shape = inputs[0].shape();
+    shape.insert(shape.begin(), inputs[1].shape(axes[1]));
+    const array x = mx::broadcast_to(mx::expand_dims(inputs[0], 0, stream()), shape, stream());
+    return {{rebuild({x, inputs[1]})}, {0}};
   }
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override {
     return {inputs[0].shape()};
@@ -61,6 +70,14 @@ array pass(Arrays inputs, mx::Stream stream) {
   return array(std::move(shape), dtype, std::make_shared<P>(stream), std::move(inputs));
 }
 
+// The end of the last barrier of each stream.
+std::shared_future<void> exchange_last(int stream, std::shared_future<void> next) {
+  static std::mutex mutex;
+  static std::unordered_map<int, std::shared_future<void>> last;
+  std::lock_guard lock(mutex);
+  return std::exchange(last[stream], std::move(next));
+}
+
 // inputs: x. Runs on a CPU stream, whatever the device of x: that stream waits for x.
 class SdpaBarrier : public PassThrough {
  public:
@@ -68,11 +85,18 @@ class SdpaBarrier : public PassThrough {
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
     outputs[0].copy_shared_buffer(inputs[0]);
+    auto end = std::make_shared<std::promise<void>>();
+    // The scheduler goes on at the first task that ends, and the next block's operations could use up the others as
+    // they end: without this wait, tasks of many barriers pile up and hold nothing back. What the last barrier waits
+    // for is under way, since MLX committed all open work when it had to wait there.
+    const auto last = exchange_last(stream().index, end->get_future().share());
+    if (last.valid()) last.wait();
     for (int i = 0; i < kHoldingTasks; ++i) mx::scheduler::notify_new_task(stream());
     auto& encoder = mx::cpu::get_command_encoder(stream());
     encoder.set_input_array(inputs[0]);
-    encoder.dispatch([s = stream()] {
+    encoder.dispatch([s = stream(), end] {
       for (int i = 0; i < kHoldingTasks; ++i) mx::scheduler::notify_task_completion(s);
+      end->set_value();
     });
   }
   void eval_gpu(const Arrays&, Arrays&) override {

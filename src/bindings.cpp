@@ -64,6 +64,10 @@ nb::dict plan(int B, int Hq, int Hkv, int Lq, int Lk, int D, int Dv, const std::
               int chunk_size, const std::string& backend, const std::string& arch, int threads) {
   if (Hkv < 1 || Hq % Hkv != 0)
     throw std::invalid_argument("Hq must be a multiple of Hkv, and Hkv at least 1");
+  if (mask != "none" && mask != "causal" && mask != "bool" && mask != "additive")
+    throw std::invalid_argument("mask '" + mask + "': expected none, causal, bool or additive");
+  if (threads < 0) throw std::invalid_argument("threads must be 0 (this machine's) or more");
+  if (chunk_size < 0) throw std::invalid_argument("chunk_size must be 0 (all keys) or more");
   const sdpa::Problem problem{
       .B = B,
       .Hq = Hq,

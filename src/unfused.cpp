@@ -95,9 +95,10 @@ std::vector<array> exact_block(const Inputs& in, const Attributes& a, const Bloc
   array empty = mx::equal(total, zero, s);
   array safe_total = mx::where(empty, array(1.f), total, s);
   array p = mx::astype(mx::divide(e, safe_total, s), in.v.dtype(), s);
-  array out = mx::flatten(mx::matmul(p, v, s), 1, 2, s);
+  // 0 * Inf of hidden values is NaN
+  array out = mx::where(empty, array(0.f, p.dtype()), mx::matmul(p, v, s), s);
   array lse = mx::where(empty, minus_inf, mx::add(mx::log(safe_total, s), top, s), s);
-  return {out, mx::flatten(mx::squeeze(lse, -1, s), 1, 2, s)};
+  return {mx::flatten(out, 1, 2, s), mx::flatten(mx::squeeze(lse, -1, s), 1, 2, s)};
 }
 
 // out of a block with stock's softmax. Rows that see no key are opened before the softmax, which would make NaN of

@@ -67,16 +67,17 @@ SDPA_INLINE State start_row(const Params& p, const Operands& x, const Task& t, R
 template <typename T>
 SDPA_INLINE void finish_row(const Params& p, const Task& t, Row row, State s, const float* O) {
   const int64_t index = row_index(p, t.b, row);
-  const float inverse = s.l == 0.f ? 0.f : 1.f / s.l;
+  const bool empty = s.l == 0.f;
+  const float inverse = 1.f / s.l;
   for (int d = 0; d < p.Dv; d += W) {
-    const Vec o = load(O + d) * inverse;
+    const Vec o = empty ? Vec{} : load(O + d) * inverse;  // O can hold 0 * Inf of hidden values
     if (t.O_is_f32) {
       store_n(static_cast<float*>(t.O) + index * p.Dv + d, o, p.Dv - d);
     } else {
       store_n(static_cast<T*>(t.O) + index * p.Dv + d, o, p.Dv - d);
     }
   }
-  if (t.lse) t.lse[index] = s.l == 0.f ? -kInf : s.m + __builtin_logf(s.l);
+  if (t.lse) t.lse[index] = empty ? -kInf : s.m + __builtin_logf(s.l);
 }
 
 }  // namespace sdpa::cpu::SDPA_ISA
