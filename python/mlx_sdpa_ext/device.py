@@ -1,0 +1,123 @@
+"""The Device that a stream, a device or the current default stands for."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from . import _ext
+from .words import Device, Tile, has_neural_accelerators
+
+
+def current(stream: Any = None) -> Device:
+    """The Device of a `stream` argument as MLX takes it; detected once, then the same object.
+
+    Args:
+        stream: None (the default device), an mx.Device, an mx.DeviceType, or a stream.
+
+    Raises:
+        TypeError: `stream` is none of these.
+        ValueError: it is a GPU, and this MLX has none.
+    """
+    where = mlx_device(stream)
+    key = where.type if _single(where.type) else str(where)
+    found = _found.get(key)
+    if found is None:
+        found = _found[key] = _detect(where)
+    return found
+
+
+def mlx_device(stream: Any) -> mx.Device:
+    """The mx.Device of a `stream` argument.
+
+    Raises:
+        TypeError: `stream` is not what MLX takes.
+    """
+    if stream is None:
+        return mx.default_device()
+    if isinstance(stream, mx.Device):
+        return stream
+    if isinstance(stream, mx.DeviceType):
+        return mx.Device(stream, 0)
+    device = getattr(stream, "device", None)
+    if not isinstance(device, mx.Device):
+        raise TypeError(
+            f"stream: got {type(stream).__name__}; allowed are None, a stream, a device or a "
+            "device type"
+        )
+    return device
+
+
+_found: dict[Any, Device] = {}
+
+
+@lru_cache(maxsize=2)
+def _single(kind: mx.DeviceType) -> bool:
+    return mx.device_count(kind) < 2
+
+
+@lru_cache(maxsize=1)
+def tiles() -> tuple[Tile, ...]:
+    """Every kernel that this package has, for all backends."""
+    return tuple(Tile.of(row) for row in _ext.tiles())
+
+
+def _detect(where: mx.Device) -> Device:
+    if where.type == mx.cpu:
+        return _device("cpu", _ext.cpu()["isa"], cpu_memory())
+    info = mx.device_info(where) if mx.device_count(mx.gpu) else {}
+    if mx.metal.is_available():
+        arch = str(info["architecture"])
+        return _device("metal", arch, int(info["max_recommended_working_set_size"]))
+    if mx.cuda.is_available():
+        return _device("cuda", str(info["architecture"]), int(info["total_memory"]))
+    raise ValueError(f"stream: got {where}, and this MLX has no GPU")
+
+
+def _device(backend: str, arch: str, memory: int) -> Device:
+    return Device(
+        backend=backend,
+        arch=arch,
+        mlx=mx.__version__,
+        memory=memory,
+        neural_accelerators=backend == "metal" and _neural_accelerators(arch),
+        tiles=tuple(tile for tile in tiles() if tile.backend == backend),
+        tf32=os.environ.get("MLX_ENABLE_TF32", "1") != "0",
+        d512_min_keys=int(os.environ.get("MLX_SDPA_D512_MIN_KL", "1024")),
+    )
+
+
+def cpu_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its control group's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return total
+
+
+def _neural_accelerators(arch: str) -> bool:
+    """As MLX asks: the GPU has them, macOS is 26.2 or later, and the wheel was built with them.
+
+    Of the wheels only those for macOS 26 on are.
+    """
+    release = tuple(int(part) for part in platform.mac_ver()[0].split(".")[:2] if part)
+    return has_neural_accelerators(arch) and release >= (26, 2) and _wheel_macos() >= 26
+
+
+def _wheel_macos() -> int:
+    """The major macOS version that the installed mlx-metal wheel was built for; 0 if unknown."""
+    try:
+        wheel = metadata.distribution("mlx-metal").read_text("WHEEL") or ""
+    except metadata.PackageNotFoundError:
+        return 0
+    tags = [line.split("-macosx_")[1] for line in wheel.splitlines() if "-macosx_" in line]
+    return max((int(tag.split("_")[0]) for tag in tags), default=0)

@@ -1,0 +1,221 @@
+"""The environment variables, and the Limits that follow from them and a device's profile.
+
+Every variable of this package is read here and nowhere else: at the first attention call, then
+kept; `refresh()` reads them again. `MLX_SDPA_EXT_DISABLE` is read whenever `patch()` is called.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from .profiles import profile
+from .words import Device, Limits
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {prefix + "B": 1000**power for power, prefix in enumerate("KMGT", 1)}
+_UNITS |= {prefix + "iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
+
+
+def _keys(text: str) -> int:
+    if not re.fullmatch(r"\d+", text) or int(text) < 1:
+        raise ValueError("a whole number from 1 on")
+    return int(text)
+
+
+def _keys_or_none(text: str) -> int:
+    if not re.fullmatch(r"\d+", text):
+        raise ValueError("a whole number from 0 on")
+    return int(text)
+
+
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("0 or 1")
+    return text == "1"
+
+
+def parse_bytes(text: str) -> int:
+    """`512MiB`, `2GB`, `1.5 GiB` or a plain number, in bytes.
+
+    Raises:
+        ValueError: it is none of these; the message says what is allowed.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip())
+    unit = _UNITS.get(match[2]) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise ValueError("a number of bytes from 1 on, such as 536870912, 512MiB or 2GB")
+    return int(float(match[1]) * unit)
+
+
+class Variable(NamedTuple):
+    """One row of the table of environment variables."""
+
+    name: str
+    default: str  # as documented
+    meaning: str
+    parse: Callable[[str], Any]
+    field: str  # of Settings
+
+
+VARIABLES = (
+    Variable(
+        "MLX_SDPA_CHUNK_THRESHOLD",
+        "65536",
+        "Keys from which the `chunked` path is considered. If set, it is taken from there on.",
+        _keys,
+        "chunk_threshold",
+    ),
+    Variable(
+        "MLX_SDPA_CHUNK_SIZE",
+        "32768",
+        "Keys of one chunk on the `chunked` path.",
+        _keys,
+        "chunk_size",
+    ),
+    Variable(
+        "MLX_SDPA_EXT_FUSED_MIN_KEYS",
+        "16384",
+        "Metal, head dims 129 to 256: `unfused` up to so many keys, if its temporaries fit the "
+        "memory limit; `fused` beyond.",
+        _keys_or_none,
+        "fused_min_keys",
+    ),
+    Variable(
+        "MLX_SDPA_EXT_MEMORY_LIMIT",
+        "1/8 of the device's memory",
+        "What the temporaries of one call may take: bytes, or with a unit as in `512MiB`, `2GB`.",
+        parse_bytes,
+        "memory_limit",
+    ),
+    Variable(
+        "MLX_SDPA_EXT_CPU_THREADS",
+        "the cores this process may use",
+        "Threads of the CPU kernels.",
+        _keys,
+        "cpu_threads",
+    ),
+    Variable(
+        "MLX_SDPA_EXT_DISABLE",
+        "0",
+        "1: `patch()` does nothing.",
+        _switch,
+        "disable",
+    ),
+    Variable(
+        "MLX_SDPA_EXT_LOG",
+        "0",
+        "1: each new route is written once to standard error (logger `mlx_sdpa_ext`).",
+        _switch,
+        "log",
+    ),
+)
+
+
+class Settings(NamedTuple):
+    """The variables as read; None where one is not set."""
+
+    chunk_threshold: int | None = None
+    chunk_size: int | None = None
+    fused_min_keys: int | None = None
+    memory_limit: int | None = None
+    cpu_threads: int | None = None
+    disable: bool | None = None
+    log: bool | None = None
+
+
+NOTHING_SET = Settings()
+
+
+def _value(variable: Variable, environment: Mapping[str, str]) -> Any:
+    text = environment.get(variable.name, "").strip()
+    if not text:
+        return None
+    try:
+        return variable.parse(text)
+    except ValueError as allowed:
+        raise ValueError(f"{variable.name}: got {text!r}, allowed is {allowed}") from None
+
+
+def read(environment: Mapping[str, str]) -> Settings:
+    """The settings in `environment`; an empty value is the same as none.
+
+    Raises:
+        ValueError: a value is not allowed; names the variable, what it got and what is allowed.
+    """
+    return Settings(**{row.field: _value(row, environment) for row in VARIABLES})
+
+
+_settings: Settings | None = None
+
+
+def settings() -> Settings:
+    """The settings in force. The same object until `refresh()`.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    return _settings if _settings is not None else refresh()
+
+
+def refresh() -> Settings:
+    """Reads the environment again; attention calls from now on follow it.
+
+    Raises:
+        ValueError: as `read`; the settings stay as they were.
+    """
+    global _settings
+    _settings = read(os.environ)
+    return _settings
+
+
+def disabled() -> bool:
+    """Whether MLX_SDPA_EXT_DISABLE is set now.
+
+    Raises:
+        ValueError: its value is not allowed.
+    """
+    variable = next(row for row in VARIABLES if row.field == "disable")
+    return bool(_value(variable, os.environ))
+
+
+def in_force() -> dict[str, str]:
+    """The variables of the table that are set, as they are set: name -> text."""
+    return {row.name: os.environ[row.name] for row in VARIABLES if row.name in os.environ}
+
+
+def of(device: Device, chosen: Settings = NOTHING_SET) -> Limits:
+    """The limits of a device: its profile, with the settings on top. Pure."""
+    known = {name: entry.value for name, entry in profile(device.backend, device.arch).items()}
+    plain = Limits._field_defaults
+    fused_min_keys = chosen.fused_min_keys
+    if fused_min_keys is None:
+        fused_min_keys = int(known["fused_min_keys"])
+    return Limits(
+        memory_limit=chosen.memory_limit or int(device.memory * known["memory_fraction"]),
+        chunk_threshold=chosen.chunk_threshold or plain["chunk_threshold"],
+        chunk_size=chosen.chunk_size or plain["chunk_size"],
+        fused_min_keys=fused_min_keys,
+        chunk_asked=chosen.chunk_threshold is not None,
+        fused_dim=int(known["fused_dim"]),
+        unfused_dim=int(known["unfused_dim"]),
+        dispatch_flops=int(known["dispatch_flops"]) if "dispatch_flops" in known else 0,
+        fill_blocks=int(known["fill_blocks"]) if "fill_blocks" in known else 0,
+    )
+
+
+@lru_cache(maxsize=64)
+def _current(device: Device, chosen: Settings) -> Limits:
+    return of(device, chosen)
+
+
+def current(device: Device) -> Limits:
+    """The limits of a device under the settings in force.
+
+    Raises:
+        ValueError: as `settings`.
+    """
+    return _current(device, settings())
