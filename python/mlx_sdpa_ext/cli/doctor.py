@@ -1,0 +1,273 @@
+"""`doctor`: what is installed, what it can do here, and what is wrong with it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from . import machine
+from .console import FAILED, OK, bytes_text, out, print_json
+
+# The head dims of the models in mlx-lm, with the edges of the kernels' ranges; (D, Dv).
+HEAD_DIMS = (
+    *((d, d) for d in (1, 40, 64, 72, 80, 96, 112, 128, 160, 192, 256, 512, 576, 1024)),
+    (96, 64),
+    (192, 128),
+    (192, 256),
+    (576, 512),
+)
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass
+class Findings:
+    """What was found; every part of it is there even when the package does not load."""
+
+    versions: dict[str, str | None] = field(default_factory=dict)
+    build: dict[str, Any] | None = None
+    backends: dict[str, str] = field(default_factory=dict)
+    device: dict[str, Any] | None = None
+    limits: dict[str, Any] | None = None
+    head_dims: list[dict[str, Any]] = field(default_factory=list)
+    environment: list[dict[str, Any]] = field(default_factory=list)
+    patch: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[dict[str, str]] = field(default_factory=list)  # what is wrong, what mends it
+
+    def problem(self, what: str, mend: str) -> None:
+        self.problems.append({"what": what.strip(), "mend": mend.strip()})
+
+
+def doctor(refusal: ImportError | None, as_json: bool) -> int:
+    """Prints the findings; returns exit code 1 if there is a problem.
+
+    refusal: what `import mlx_sdpa_ext` raised, if it did
+    """
+    found = Findings(versions=machine.versions())
+    _look_at_build(found)
+    environment_is_good = _look_at_environment(found)
+    if refusal is not None:
+        from .. import _mend
+
+        # The gate's message ends with the command, set off by an empty line.
+        what, _, mend = str(refusal).partition("\n\n")
+        found.problem(
+            what.removesuffix(" To mend it:"), mend or _mend.rebuild(_mend.installed_mlx())
+        )
+    else:
+        if environment_is_good:
+            _look_at_device(found)
+            _try_kernel(found)
+        _look_at_patch(found)
+    if as_json:
+        print_json({"ok": not found.problems, **vars(found)})
+    else:
+        _print(found)
+    return FAILED if found.problems else OK
+
+
+def _look_at_build(found: Findings) -> None:
+    try:
+        info = importlib.import_module("mlx_sdpa_ext._build_info")
+    except ModuleNotFoundError:
+        return
+    found.build = {
+        "mlx": info.MLX_VERSION,
+        "nanobind": info.NANOBIND_VERSION,
+        "compiler": info.COMPILER,
+        "matches_installed_mlx": found.versions["mlx"] == info.MLX_VERSION,
+    }
+
+
+def _look_at_environment(found: Findings) -> bool:
+    """Whether the environment can be read; a wrong value would fail the first attention call."""
+    from .. import limits
+
+    for row in limits.VARIABLES:
+        found.environment.append(
+            {
+                "name": row.name,
+                "value": os.environ.get(row.name),
+                "default": row.default,
+                "meaning": row.meaning,
+            }
+        )
+    good = True
+    for name, value in limits.in_force().items():
+        try:
+            settings = limits.read({name: value})
+        except ValueError as error:
+            found.problem(str(error), f"unset {name}")
+            good = False
+        else:
+            if settings.disable:
+                found.notes.append(f"{name} is set: patch() does nothing")
+    return good
+
+
+def _look_at_device(found: Findings) -> None:
+    import mlx.core as mx
+
+    from .. import _ext, limits, router
+    from .. import device as devices
+
+    device = devices.current()
+    cpu = _ext.cpu()
+    found.device = {
+        **machine.device(),
+        "cpu_isa": cpu["isa"],
+        "cpu_isas": list(cpu["isas"]),
+    }
+    kernels = {tile["backend"] for tile in _ext.tiles()}
+    here = {"cpu": True, "metal": mx.metal.is_available(), "cuda": mx.cuda.is_available()}
+    for backend, available in here.items():
+        ours = "kernels of ours" if backend in kernels else "no kernels of ours"
+        found.backends[backend] = f"{'available' if available else 'not here'}, {ours}"
+    bounds = limits.of(device, limits.settings())
+    found.limits = bounds._asdict()
+    for d, dv in HEAD_DIMS:
+        row: dict[str, Any] = {"head_dim": d, "v_head_dim": dv}
+        for dtype in DTYPES:
+            support = router.supports(d, dv, dtype, device)
+            row[dtype] = {"prefill": support.prefill, "decode": support.decode}
+        found.head_dims.append(row)
+
+
+def _try_kernel(found: Findings) -> None:
+    """Runs one small call of ours beside stock: it loads, it runs, it is right."""
+    from .. import _mend
+
+    try:
+        difference = _kernel_difference()
+    # Whatever a broken build or driver raises is the finding.
+    except Exception as error:
+        found.problem(
+            f"a small fused call fails here: {type(error).__name__}: {error}",
+            _mend.rebuild(_mend.installed_mlx()),
+        )
+        return
+    if not difference < 1e-4:
+        found.problem(
+            f"a small fused call differs from stock by {difference:g}",
+            _mend.rebuild(_mend.installed_mlx()),
+        )
+
+
+def _kernel_difference() -> float:
+    import mlx.core as mx
+
+    from .. import attention
+
+    shapes = ((1, 4, 33, 256), (1, 2, 70, 256), (1, 2, 70, 256))
+    keys = mx.random.split(mx.random.key(0), 3)
+    q, k, v = (mx.random.normal(s, key=key) for s, key in zip(shapes, keys, strict=True))
+    call = {"scale": 256**-0.5, "mask": "causal"}
+    ours = attention.scaled_dot_product_attention(q, k, v, path="fused", **call)
+    stock = attention.scaled_dot_product_attention(q, k, v, path="stock", **call)
+    return mx.abs(ours - stock).max().item()
+
+
+def _look_at_patch(found: Findings) -> None:
+    """Which functions of MLX and mlx-lm the patch would reach here."""
+    from ..patch import SITES
+
+    for site in SITES:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                module = importlib.import_module(site.module)
+        except ModuleNotFoundError:
+            status = "not installed" if found.versions["mlx-lm"] is None else "not in this version"
+        except Exception as error:  # what a broken mlx-lm raises is the finding
+            status = f"does not import: {error}"
+        else:
+            status = "reached" if site.owner(module) is not None else "not in this version"
+        found.patch.append({"function": site.name, "status": status})
+    if found.versions["mlx-lm"] is None:
+        found.notes.append("mlx-lm is not installed; demo needs it: pip install 'mlx-sdpa-ext[lm]'")
+
+
+def _print(found: Findings) -> None:
+    console = out()
+    for title, rows in _sections(found):
+        table = Table.grid(padding=(0, 2))
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        console.print(title, style="bold")
+        console.print(table, markup=False)
+        console.print()
+    if found.head_dims:
+        console.print(_head_dims(found))
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    for problem in found.problems:
+        console.print(f"WRONG: {problem['what']}", style="red", markup=False, soft_wrap=True)
+        console.print(f"  to mend it: {problem['mend']}", markup=False, soft_wrap=True)
+    if not found.problems:
+        console.print("all is well", style="green")
+
+
+def _sections(found: Findings) -> list[tuple[str, list[tuple]]]:
+    versions = [(name, version or "not installed") for name, version in found.versions.items()]
+    if found.build:
+        built = found.build
+        match = "matches" if built["matches_installed_mlx"] else "DOES NOT MATCH the installed MLX"
+        versions.append(
+            ("built for", f"mlx {built['mlx']} ({match}), nanobind {built['nanobind']}, "
+             f"{built['compiler']}")
+        )  # fmt: skip
+    versions.append(("executable", sys.executable))
+    sections = [("versions", versions)]
+    if found.device:
+        device, bounds = found.device, found.limits
+        extra = ", neural accelerators" if device["neural_accelerators"] else ""
+        sections.append(
+            (
+                "device",
+                [
+                    ("computes on", f"{device['backend']}: {device['name']}, "
+                     f"{device['architecture']}{extra}, {bytes_text(device['memory_bytes'])}"),
+                    ("CPU kernels", f"{device['cpu_isa']} of {', '.join(device['cpu_isas'])}; "
+                     f"{device['cpu_threads']} threads"),
+                    ("memory limit", f"{bytes_text(bounds['memory_limit'])} for the temporaries of "
+                     "one call"),
+                    *((f"backend {name}", text) for name, text in found.backends.items()),
+                ],
+            )
+        )  # fmt: skip
+    if found.patch:
+        sections.append(("patch", [(row["function"], row["status"]) for row in found.patch]))
+    rows = []
+    for row in found.environment:
+        set_to = f"{row['value']}, where the default is " if row["value"] else ""
+        rows.append((row["name"], f"{set_to}{row['default']}"))
+    return [*sections, ("environment", rows)]
+
+
+def _head_dims(found: Findings) -> Table:
+    """Who can run a fused kernel for which head dims: one row for dims with the same answer."""
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title="fused kernels here", title_justify="left"
+    )
+    for title in ("head dims (D or D,Dv)", "prefill", "decode", "dtypes"):
+        table.add_column(title)
+    groups: dict[tuple, list[str]] = {}
+    for row in found.head_dims:
+        d, dv = row["head_dim"], row["v_head_dim"]
+        dims = f"{d}" if d == dv else f"{d},{dv}"
+        by_answer: dict[tuple, list[str]] = {}
+        for dtype in DTYPES:
+            by_answer.setdefault((row[dtype]["prefill"], row[dtype]["decode"]), []).append(dtype)
+        for answer, dtypes in by_answer.items():
+            groups.setdefault((*answer, tuple(dtypes)), []).append(dims)
+    names = {"ext": "mlx-sdpa-ext", "stock": "stock MLX", None: "nobody"}
+    for (prefill, decode, dtypes), group in groups.items():
+        table.add_row("  ".join(group), names[prefill], names[decode], ", ".join(dtypes))
+    return table
