@@ -20,6 +20,7 @@ constexpr int kDecodeRows =
 
 struct DecodeScratch {
   float *Q, *S, *O, *bias;
+  State* state;
   void* row_tmp;
   int ldq, lds, ldo;
   size_t bytes;
@@ -36,6 +37,7 @@ struct DecodeScratch {
     S = take(size_t(bq) * lds);
     O = take(size_t(bq) * ldo);
     bias = take(lds);
+    state = reinterpret_cast<State*>(take(2 * size_t(bq)));
     row_tmp = take(size_t(kDecodeKeys) * (p.D > p.Dv ? p.D : p.Dv));
     bytes = offset;
   }
@@ -104,13 +106,12 @@ template <typename T>
 void decode_typed(const Params& p, const Operands& x, const Task& t, void* scratch) {
   const DecodeScratch s(p, t.rows, t.bk, scratch);
   T* tmp = static_cast<T*>(s.row_tmp);
-  State state[32];  // the tile rows of tiles.def allow fewer
   for (int r = 0; r < t.rows; ++r) {
     const Row row = row_of(p, t.hkv, t.row0 + r);
     const T* from =
         static_cast<const T*>(x.Q) + t.b * p.Qs.batch + row.head * p.Qs.head + row.iq * p.Qs.row;
     for (int d = 0; d < s.ldq; ++d) s.Q[r * s.ldq + d] = d < p.D ? widen(from[d * p.Qs.col]) : 0.f;
-    state[r] = start_row<T>(p, x, t, row, s.ldo, s.O + r * s.ldo);
+    s.state[r] = start_row<T>(p, x, t, row, s.ldo, s.O + r * s.ldo);
   }
 
   const T* K = static_cast<const T*>(x.K) + t.b * p.Ks.batch + t.hkv * p.Ks.head;
@@ -147,7 +148,7 @@ void decode_typed(const Params& p, const Operands& x, const Task& t, void* scrat
           {seen.begin - key, seen.end - key < n ? seen.end - key : n},
           cover == Cover::Partial ? mask_rows(row) : nullptr,
       };
-      const float alpha = softmax_row(p, tile, state[r]);
+      const float alpha = softmax_row(p, tile, s.state[r]);
       if (alpha == 1.f) continue;
       for (int d = 0; d < s.ldo; d += W)
         store(s.O + r * s.ldo + d, load(s.O + r * s.ldo + d) * alpha);
@@ -168,7 +169,7 @@ void decode_typed(const Params& p, const Operands& x, const Task& t, void* scrat
     }
   }
   for (int r = 0; r < t.rows; ++r)
-    finish_row<T>(p, t, row_of(p, t.hkv, t.row0 + r), state[r], s.O + r * s.ldo);
+    finish_row<T>(p, t, row_of(p, t.hkv, t.row0 + r), s.state[r], s.O + r * s.ldo);
 }
 
 inline void decode(const Params& p, const Operands& x, const Task& t, void* scratch) {

@@ -1,0 +1,42 @@
+"""Fresh random inputs for every run; the seed is in pytest's header and --seed repeats it."""
+
+from __future__ import annotations
+
+import secrets
+import zlib
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_sdpa_ext import _ext
+
+mx.set_default_device(mx.cpu)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, default=None, help="repeat the random inputs of a run")
+
+
+def pytest_configure(config):
+    if config.getoption("seed") is None:
+        config.option.seed = secrets.randbits(32)
+
+
+def pytest_report_header(config):
+    return f"random inputs: --seed {config.getoption('seed')}"
+
+
+@pytest.fixture
+def rng(request) -> np.random.Generator:
+    """Seeded by the run and the test, so that a test alone sees what it saw in the whole run."""
+    return np.random.default_rng(
+        [request.config.getoption("seed"), zlib.crc32(request.node.nodeid.encode())]
+    )
+
+
+@pytest.fixture
+def default_cpu():
+    """Puts the threads and the instruction set of the CPU kernels back to their defaults."""
+    yield
+    _ext.set_cpu_threads(0)
+    _ext.set_cpu_isa("")
