@@ -108,6 +108,7 @@ nb::dict plan(int B, int Hq, int Hkv, int Lq, int Lk, int D, int Dv, const std::
   out["chunks"] = p.chunks;
   out["chunk_keys"] = p.chunk_keys;
   out["tasks"] = p.tasks;
+  out["tile_bytes"] = p.tile_bytes;
   out["scratch_bytes"] = p.partial_bytes + p.carry_bytes;
   return out;
 }

@@ -15,6 +15,15 @@ constexpr int kMinSplitKeys = 256;
 // Tasks a thread, so that threads end together although causal tiles differ in work.
 constexpr int kTasksPerThread = 2;
 
+// Floats of one thread's tiles: Q, S, O, for prefill also K and V, and strided rows on their way into one. Dimensions
+// are padded to the widest vector and micro-tile: no instruction set needs more.
+int64_t tile_floats(const Tile& tile, const Problem& p) {
+  constexpr int64_t kPad = 32;
+  const int64_t keys = tile.bk + kPad, D = p.D + kPad, Dv = p.Dv + kPad;
+  if (tile.kernel == Kernel::decode) return tile.bq * (D + Dv + keys) + 8 * std::max(D, Dv);
+  return (tile.bq + kPad) * (D + Dv + keys) + keys * (D + Dv) + 16 * std::max(D, 2 * Dv);
+}
+
 std::string range(int first, int last) {
   std::string text = std::to_string(first);
   if (last != first) text.append("-").append(std::to_string(last));
@@ -93,6 +102,8 @@ std::variant<Plan, Unsupported> plan(const Problem& p, const Device& device) {
   out.splits = int(ceil_div(out.chunk_keys, out.split_keys));
   out.tasks = units * out.splits;
 
+  out.tile_bytes =
+      std::min<int64_t>(device.threads, out.tasks) * tile_floats(*tile, p) * int64_t(sizeof(float));
   const int64_t rows = int64_t(p.B) * p.Hq * p.Lq;
   const int64_t state = rows * (int64_t(p.Dv) + 1) * int64_t(sizeof(float));
   out.partial_bytes = out.splits > 1 ? out.splits * state : 0;

@@ -48,6 +48,7 @@ struct Plan {
   int chunk_keys = 0;         // keys of a chunk; the last may be shorter
   int split_keys = 0;         // keys of a split; the last may be shorter
   int64_t tasks = 0;          // B * Hkv * row_tiles * splits, of each chunk
+  int64_t tile_bytes = 0;     // scratch for the tiles of all threads, at most
   int64_t partial_bytes = 0;  // scratch for the partial (O, lse) of the splits
   int64_t carry_bytes = 0;    // scratch for the running (O, lse) of the chunks
 };

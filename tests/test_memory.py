@@ -29,10 +29,28 @@ def test_a_long_prefill_step(chunk_size):
     watched = reset_process_peak()
     before = process_peak() if watched else 0
     assert added(run, q, k, v) < 64 * MiB
-    if (
-        watched
-    ):  # scratch that does not come from MLX's allocator counts too, and so does the output
+    if watched:  # counts scratch from elsewhere too, and the output
         assert process_peak() - before < 64 * MiB + q.nbytes
+
+
+@pytest.mark.parametrize("isa", _ext.cpu()["isas"])
+@pytest.mark.parametrize("path", ("fused", "chunked"))
+@pytest.mark.parametrize(
+    "Lq, Lk, D", [(1, 3000, 64), (4, 70000, 256), (300, 40000, 80), (64, 9, 512)]
+)
+def test_what_explain_says_is_enough(isa, path, Lq, Lk, D):
+    """The transient of a route is what it takes at most, and not many times that."""
+    q, k = normal(1, 4, Lq, D, dtype=mx.float16), normal(1, 2, Lk, D, dtype=mx.float16)
+    call = {"scale": 0.1, "path": path}
+    _ext.set_cpu_isa(isa)
+    try:
+        said = attention.explain(q, k, k, **call).transient_bytes
+        took = added(lambda: [attention.scaled_dot_product_attention(q, k, k, **call)], q, k)
+    finally:
+        _ext.set_cpu_isa("")
+    slack = 4096  # MLX rounds its buffers up
+    assert took <= said + slack
+    assert said <= 4 * took + slack
 
 
 @pytest.fixture

@@ -188,7 +188,8 @@ def planned(route: Route, problem: Problem, device: Device) -> Route:
         backend=device.backend,
         arch=device.arch,
     )
-    return route._replace(kernel=plan["kernel"], transient_bytes=plan["scratch_bytes"])
+    scratch = plan["tile_bytes"] + plan["scratch_bytes"]
+    return route._replace(kernel=plan["kernel"], transient_bytes=scratch)
 
 
 def supports(
