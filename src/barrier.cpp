@@ -91,13 +91,21 @@ class SdpaBarrier : public PassThrough {
     // for is under way, since MLX committed all open work when it had to wait there.
     const auto last = exchange_last(stream().index, end->get_future().share());
     if (last.valid()) last.wait();
-    for (int i = 0; i < kHoldingTasks; ++i) mx::scheduler::notify_new_task(stream());
     auto& encoder = mx::cpu::get_command_encoder(stream());
     encoder.set_input_array(inputs[0]);
-    encoder.dispatch([s = stream(), end] {
+    for (int i = 0; i < kHoldingTasks; ++i) mx::scheduler::notify_new_task(stream());
+    const auto release = [s = stream()] {
       for (int i = 0; i < kHoldingTasks; ++i) mx::scheduler::notify_task_completion(s);
-      end->set_value();
-    });
+    };
+    try {
+      encoder.dispatch([release, end] {
+        release();
+        end->set_value();
+      });
+    } catch (...) {
+      release();  // tasks that nothing ends would hold back every later evaluation
+      throw;
+    }
   }
   void eval_gpu(const Arrays&, Arrays&) override {
     throw std::runtime_error("[SdpaBarrier::eval_gpu] the barrier belongs on a CPU stream");

@@ -51,7 +51,7 @@ void check_shapes(const Arguments& x) {
   if (x.k.shape(2) != x.v.shape(2))
     refuse("k and v are expected to have the same length; found k with shape ", x.k.shape(),
            " and v with shape ", x.v.shape());
-  if (x.k.shape(1) == 0 || x.q.shape(1) % x.k.shape(1) != 0)
+  if (x.k.shape(1) == 0 || x.q.shape(1) == 0 || x.q.shape(1) % x.k.shape(1) != 0)
     refuse("the heads of q must be a multiple of those of k; found ", x.q.shape(1), " and ",
            x.k.shape(1));
 }

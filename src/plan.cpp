@@ -21,7 +21,7 @@ int64_t tile_floats(const Tile& tile, const Problem& p) {
   constexpr int64_t kPad = 32;
   const int64_t keys = tile.bk + kPad, D = p.D + kPad, Dv = p.Dv + kPad;
   if (tile.kernel == Kernel::decode) return tile.bq * (D + Dv + keys) + 8 * std::max(D, Dv);
-  return (tile.bq + kPad) * (D + Dv + keys) + keys * (D + Dv) + 16 * std::max(D, 2 * Dv);
+  return (tile.bq + kPad) * (D + Dv + keys) + keys * (D + Dv) + 16 * std::max(D, Dv);
 }
 
 std::string range(int first, int last) {

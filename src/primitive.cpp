@@ -152,6 +152,7 @@ std::pair<Arrays, std::vector<int>> Sdpa::vmap(const Arrays& inputs, const std::
       shape[0] = N * B;
       x = mx::broadcast_to(x, std::move(shape), s);
     }
+    if (i >= sinks + attributes_.has_sinks) x = mx::contiguous(x, false, s);  // the carry
     folded.push_back(x);
   }
   return unfold_batch(make(std::move(folded), attributes_, s), N, B, s);

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import Case, call, make, replace, to_numpy
-from mlx_sdpa_ext import attention
+from mlx_sdpa_ext import _ext, attention
 from tolerances import TOLERANCES, check, check_grad, check_lse
 
 BASE = Case(B=2, Hq=4, Hkv=2, Lq=7, Lk=19, D=12, Dv=10)
@@ -205,3 +205,26 @@ def test_lse_equals_a_loop_in_every_path(rng):
         lse = mx.vmap(function(case, "qkv"), in_axes=(2, None, None))(*arrays.values())[1]
         assert lse.shape == (N, 2, 4, 7)
         assert np.isfinite(to_numpy(lse)).all()
+
+
+@pytest.mark.parametrize("carry_axis", (0, 3, None))
+def test_a_carry(carry_axis, rng):
+    """The kernels read it densely, however the mapping lays it out."""
+    q, k, v = stacked(BASE, rng, dict.fromkeys("qkv", 0)).values()
+    out = mx.random.normal((N, 2, 4, 7, 10))
+    lse = mx.random.normal((N, 2, 4, 7))
+    if carry_axis is None:
+        out, lse = out[0], lse[0]
+    else:
+        out, lse = (
+            mx.contiguous(mx.moveaxis(a, 0, min(carry_axis, a.ndim - 1))) for a in (out, lse)
+        )
+
+    def f(q, k, v, out, lse):
+        return tuple(_ext.sdpa(q, k, v, scale=0.3, carry=(out, lse), return_lse=True))
+
+    lse_axis = carry_axis if carry_axis is None else min(carry_axis, lse.ndim - 1)
+    axes = (0, 0, 0, carry_axis, lse_axis)
+    arrays = (q, k, v, out, lse)
+    mapped = mx.vmap(f, in_axes=axes)(*arrays)
+    same(BASE, mapped, loop(f, arrays, axes))

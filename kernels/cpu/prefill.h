@@ -3,7 +3,7 @@
 // One task: `rows` rows of one KV head (rows.h) against the keys [key0, key1), on one thread.
 //   pack  Qs [rows, D]                                         once
 //   for each tile j of bk keys that a row can see:
-//     pack  Ks = K[j]^T, Vs = V[j]                             widened to float32, or kept as bfloat16 pairs
+//     pack  Ks = K[j]^T, Vs = V[j]                             widened to float32
 //     S  = Qs @ Ks                                             panel of Ks in L1, strips of MR rows
 //     m, l, P, alpha = online softmax of S                     a row at a time
 //     O  = O * alpha + P @ Vs
@@ -35,14 +35,14 @@ struct PrefillScratch {
       return at;
     };
     Qs = take(size_t(rows) * leading(p.D));
-    Ks = take(size_t(keys) * (p.D + 1));
+    Ks = take(size_t(keys) * p.D);
     Vs = take(size_t(keys) * dv);
     S = take(size_t(rows) * leading(keys));
     O = take(size_t(rows) * dv);
     alpha = take(rows);
     bias = take(keys);
     state = reinterpret_cast<State*>(take(2 * size_t(rows)));
-    row_tmp = take(size_t(W) * (p.D > 2 * p.Dv ? p.D : 2 * p.Dv));
+    row_tmp = take(size_t(W) * (p.D > p.Dv ? p.D : p.Dv));
     bytes = offset;
   }
 };

@@ -126,6 +126,9 @@ struct Launch {
   float* partial_O = nullptr;    // [splits, B, Hq, Lq, Dv]
   float* partial_lse = nullptr;  // [splits, B, Hq, Lq]
 
+  std::vector<const void*> parts;       // partial_O by split
+  std::vector<const float*> part_lses;  // partial_lse by split
+
   int64_t rows() const { return int64_t(p.B) * p.Hq * p.Lq; }
 
   void operator()() const {
@@ -178,16 +181,10 @@ struct Launch {
   }
 
   void merge(void* out, bool out_f32, float* out_lse) const {
-    std::vector<const void*> parts;
-    std::vector<const float*> lses;
-    for (int s = 0; s < plan.splits; ++s) {
-      parts.push_back(partial_O + s * rows() * p.Dv);
-      lses.push_back(partial_lse + s * rows());
-    }
-    MergeTask task{
+    const MergeTask task{
         .n = plan.splits,
         .O = parts.data(),
-        .lse = lses.data(),
+        .lse = part_lses.data(),
         .row0 = 0,
         .row1 = 0,
         .Dv = p.Dv,
@@ -261,6 +258,10 @@ void eval_attention(const Inputs& in, const Attributes& a, std::vector<array>& o
   if (plan.splits > 1) {
     launch->partial_O = scratch<float>(plan.partial_bytes, encoder);
     launch->partial_lse = launch->partial_O + plan.splits * rows * problem.Dv;
+    for (int i = 0; i < plan.splits; ++i) {
+      launch->parts.push_back(launch->partial_O + i * rows * problem.Dv);
+      launch->part_lses.push_back(launch->partial_lse + i * rows);
+    }
   }
   if (plan.chunks > 1) {
     const bool in_place = problem.dtype == DType::F32 || a.want_f32;

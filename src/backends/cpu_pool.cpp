@@ -1,6 +1,9 @@
 #include "src/backends/cpu_pool.h"
 
 #include <algorithm>
+#include <atomic>
+#include <fstream>
+#include <thread>
 
 #if defined(__linux__)
 #include <sched.h>
@@ -8,25 +11,45 @@
 
 namespace sdpa::cpu {
 
-int available_threads() {
+namespace {
+
+int affine_threads() {
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
 #endif
-  return std::max(1u, std::thread::hardware_concurrency());
+  return std::max(1, int(std::thread::hardware_concurrency()));
+}
+
+// Linux control group v2: "<microseconds of CPU time> <per period>", or "max <period>".
+int quota_threads(int all) {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  double time = 0, period = 0;
+  if (!(file >> time >> period) || period <= 0) return all;
+  return std::max(1, int(time / period + 0.999));
+}
+
+}  // namespace
+
+int available_threads() {
+  const int all = affine_threads();
+  return std::min(all, quota_threads(all));
 }
 
 struct Pool::Job {
-  const std::function<void(int64_t, int)>* work;
+  Call call;
+  const void* work;
   int64_t tasks;
-  int places;       // threads that may still join, under Pool::mutex_
-  int next_worker;  // under Pool::mutex_
+  int places;  // threads that may still join, under Pool::mutex_
   std::atomic<int64_t> next{0};
-  int active = 0;  // threads at work, under Pool::mutex_
-  std::condition_variable done;
+  int next_worker = 1;  // under Pool::mutex_
+  int active = 0;       // workers on it, under Pool::mutex_
+  std::condition_variable done{};
+  Job* link = nullptr;
 
   void drain(int worker) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*work)(i, worker);
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+      call(work, i, worker);
   }
 };
 
@@ -38,46 +61,39 @@ Pool& Pool::instance() {
 
 void Pool::reserve(int threads) {
   std::lock_guard lock(mutex_);
-  while (int(workers_.size()) < threads - 1) {
-    workers_.emplace_back([this] { loop(); });
-    workers_.back().detach();
-  }
+  for (; workers_ < threads - 1; ++workers_) std::thread([this] { loop(); }).detach();
 }
 
-void Pool::run(int64_t tasks, int threads, const std::function<void(int64_t, int)>& work) {
-  if (tasks <= 0) return;
-  if (threads <= 1 || tasks == 1) {
-    for (int64_t i = 0; i < tasks; ++i) work(i, 0);
+void Pool::run(int64_t tasks, int threads, Call call, const void* work) {
+  if (threads <= 1 || tasks <= 1) {
+    for (int64_t i = 0; i < tasks; ++i) call(work, i, 0);
     return;
   }
-  auto job = std::make_shared<Job>();
-  job->work = &work;
-  job->tasks = tasks;
-  job->places = int(std::min<int64_t>(threads, tasks)) - 1;
-  job->next_worker = 1;
+  Job job{.call = call,
+          .work = work,
+          .tasks = tasks,
+          .places = int(std::min<int64_t>(threads, tasks)) - 1};
   {
     std::lock_guard lock(mutex_);
-    jobs_.push_back(job);
+    job.link = jobs_;
+    jobs_ = &job;
   }
   wake_.notify_all();
-  job->drain(0);
+  job.drain(0);
   std::unique_lock lock(mutex_);
-  jobs_.remove(job);  // nobody joins from here on
-  job->done.wait(lock, [&] { return job->active == 0; });
+  Job** at = &jobs_;
+  while (*at != &job) at = &(*at)->link;
+  *at = job.link;  // nobody joins from here on
+  job.done.wait(lock, [&] { return job.active == 0; });
 }
 
 void Pool::loop() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    std::shared_ptr<Job> job;
+    Job* job = nullptr;
     wake_.wait(lock, [&] {
-      for (auto& candidate : jobs_) {
-        if (candidate->places > 0) {
-          job = candidate;
-          return true;
-        }
-      }
-      return false;
+      for (job = jobs_; job && job->places == 0;) job = job->link;
+      return job != nullptr;
     });
     const int worker = job->next_worker++;
     --job->places;
