@@ -45,6 +45,9 @@ array position_mask(const Attributes& a, const Block& b, int q_offset, mx::Strea
   return seen;
 }
 
+// What the logsumexp and its weights are computed in.
+mx::Dtype exact_dtype(mx::Dtype dtype) { return dtype == mx::float64 ? mx::float64 : mx::float32; }
+
 // The mask array of a block, broadcastable to [B, Hkv, group, rows, keys].
 array block_mask(const Inputs& in, const Block& b, mx::StreamOrDevice s) {
   const int Hkv = in.k.shape(1), group = in.q.shape(1) / Hkv;
@@ -60,23 +63,25 @@ array block_products(const Inputs& in, const Attributes& a, const Block& b, arra
   array scores =
       mx::matmul(mx::multiply(array(a.scale, dtype), q, s), mx::swapaxes(k, -1, -2, s), s);
   if (a.softcap == 0.f) return scores;
-  const array cap(a.softcap, dtype);
-  return mx::multiply(mx::tanh(mx::divide(scores, cap, s), s), cap, s);
+  const array cap(a.softcap, exact_dtype(dtype));  // float16 ends at 65504, a softcap need not
+  return mx::astype(mx::multiply(mx::tanh(mx::divide(scores, cap, s), s), cap, s), dtype, s);
 }
 
-// [Bs, Hq] -> [Bs, Hkv, group, 1, 1] float32
+// [Bs, Hq] -> [Bs, Hkv, group, 1, 1] in the exact dtype
 array sink_logits(const Inputs& in, int Hkv, int group, mx::StreamOrDevice s) {
-  array sinks = mx::unflatten(mx::astype(*in.sinks, mx::float32, s), 1, {Hkv, group}, s);
+  array sinks = mx::astype(*in.sinks, exact_dtype(in.q.dtype()), s);
+  sinks = mx::unflatten(sinks, 1, {Hkv, group}, s);
   return mx::expand_dims(sinks, {3, 4}, s);
 }
 
-// {out, lse} of a block: P = exp(S - lse), out = P V. lse is finite in the exponent where a row sees nothing.
+// {out, lse} of a block: P = exp(S - max S) / sum, out = P V. Differentiable also where a row sees nothing.
 std::vector<array> exact_block(const Inputs& in, const Attributes& a, const Block& b,
                                const array& q, mx::StreamOrDevice s) {
   const int Hkv = in.k.shape(1), group = in.q.shape(1) / Hkv;
   array v = mx::expand_dims(slice_axis(in.v, 2, b.key0, b.key1, s), 2, s);
-  const array zero(0.f), minus_inf(-kInf);
-  array scores = block_products(in, a, b, q, mx::float32, s);
+  const mx::Dtype dtype = exact_dtype(q.dtype());
+  const array zero(0.f, dtype), minus_inf(-kInf, dtype);
+  array scores = block_products(in, a, b, q, dtype, s);
   if (a.causal) scores = mx::where(position_mask(a, b, in.q_offset(a), s), scores, minus_inf, s);
   if (in.mask) {
     array mask = block_mask(in, b, s);
@@ -93,12 +98,13 @@ std::vector<array> exact_block(const Inputs& in, const Attributes& a, const Bloc
   if (in.sinks)
     total = mx::add(total, mx::exp(mx::subtract(sink_logits(in, Hkv, group, s), top, s), s), s);
   array empty = mx::equal(total, zero, s);
-  array safe_total = mx::where(empty, array(1.f), total, s);
+  array safe_total = mx::where(empty, array(1.f, dtype), total, s);
   array p = mx::astype(mx::divide(e, safe_total, s), in.v.dtype(), s);
   // 0 * Inf of hidden values is NaN
   array out = mx::where(empty, array(0.f, p.dtype()), mx::matmul(p, v, s), s);
   array lse = mx::where(empty, minus_inf, mx::add(mx::log(safe_total, s), top, s), s);
-  return {mx::flatten(out, 1, 2, s), mx::flatten(mx::squeeze(lse, -1, s), 1, 2, s)};
+  lse = mx::astype(mx::squeeze(lse, -1, s), mx::float32, s);
+  return {mx::flatten(out, 1, 2, s), mx::flatten(lse, 1, 2, s)};
 }
 
 // out of a block with stock's softmax. Rows that see no key are opened before the softmax, which would make NaN of

@@ -123,6 +123,10 @@ ACCEPTED = {
     "int and float16": ((Q.astype(mx.int32), F16[1], F16[2]), {}),
     "int8 and bfloat16": ((Q.astype(mx.int8), K.astype(mx.bfloat16), V.astype(mx.bfloat16)), {}),
     "float64": (tuple(a.astype(mx.float64) for a in (Q, K, V)), {"stream": mx.cpu}),
+    "float64 with sinks": (
+        tuple(a.astype(mx.float64) for a in (Q, K, V)),
+        {"stream": mx.cpu, "sinks": mx.arange(4)},
+    ),
     "float64 and float32": ((Q.astype(mx.float64), K, V), {"stream": mx.cpu}),
     "one head": ((arr(2, 1, 3, 8), K[:, :1], V[:, :1]), {}),
 }

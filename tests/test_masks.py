@@ -161,6 +161,13 @@ def test_softcaps(path, softcap, rng):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_a_softcap_beyond_float16(path, rng):
+    """A softcap that the dtype cannot hold caps nothing, and makes nothing of it NaN."""
+    problem = {"Hq": 4, "Lq": 17, "Lk": 75, "D": 16} | PATHS[path]
+    verify(Case(softcap=1e5, dtype="float16", **problem), rng)
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("sink", (-math.inf, -50.0, 0.0, 50.0))
 def test_sinks(sink, path, rng):
     """A sink far below the scores changes nothing; one far above takes all the weight."""

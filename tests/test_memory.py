@@ -88,6 +88,19 @@ def test_unfused_stays_under_the_limit(return_lse, mask, dtype, memory_limit):
     assert added(run, q, k, v) < 4 * MiB * 320 / 256
 
 
+@pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
+@pytest.mark.parametrize("features", ({"return_lse": True}, {"softcap": 3.0}), ids=str)
+def test_unfused_counts_keys_and_scores_in_float32(dtype, features, memory_limit):
+    """Few rows on many keys: the keys widened for the logsumexp are the larger part."""
+    memory_limit("64MiB")
+    q, k = (normal(1, 8, L, 64, dtype=getattr(mx, dtype)) for L in (64, 16384))
+    call = {"scale": 0.1, "path": "unfused"} | features
+    said = attention.explain(q, k, k, **call).transient_bytes
+    took = added(lambda: attention.scaled_dot_product_attention(q, k, k, **call), q, k)
+    assert took <= said + MiB // 2  # a block's own operands
+    assert took <= 64 * MiB * 320 / 256
+
+
 def test_unfused_blocks_are_chained():
     """MLX evaluates breadth first: without an order, all 64 blocks would be alive at once.
 

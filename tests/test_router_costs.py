@@ -43,16 +43,31 @@ def test_flops():
         ("float64", {}, 2 * 8),
         ("float16", {"mask": "bool"}, 2 * 2),
         ("float16", {"mask": "additive"}, 3 * 2),
-        ("float16", {"want_lse": True}, 4 * 4),
+        ("float16", {"softcap": 2.0}, 4 * 4),
+        ("float32", {"softcap": 2.0}, 2 * 4),
+        ("float32", {"want_lse": True}, 4 * 4),
         ("float32", {"sinks": True}, 4 * 4),
-        ("float64", {"sinks": True}, 3 * 4 + 8),
-        ("bfloat16", {"mask": "additive", "sinks": True}, 5 * 4),
+        ("float64", {"sinks": True}, 4 * 8),
+        ("float32", {"mask": "additive", "sinks": True}, 5 * 4),
     ],
 )
 def test_unfused_bytes(dtype, more, expected):
     asked = problem(5, 9, dtype=dtype, **more)
     assert router.unfused_bytes(asked) == 2 * 6 * 5 * 9 * expected
     assert router.unfused_bytes(asked, rows=2) == 2 * 6 * 2 * 9 * expected
+
+
+@pytest.mark.parametrize("more", ({"want_lse": True}, {"sinks": True}), ids=str)
+def test_keys_of_16_bits_are_widened_once_for_all_rows(more):
+    keys = 2 * 3 * 9 * 40 * 4
+    for rows in (1, 5):
+        scores = 2 * 6 * rows * 9 * 16
+        assert router.unfused_bytes(problem(5, 9, **more), rows) == scores + keys
+    # and what they take is not there for the rows
+    long = problem(4000, 9000, mask="none", **more)
+    limit = 64 << 20
+    rows = router.block_rows(long, limit)
+    assert router.unfused_bytes(long, rows) <= limit < router.unfused_bytes(long, 2 * rows)
 
 
 def test_a_window_bounds_the_keys_of_a_block():

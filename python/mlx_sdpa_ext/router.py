@@ -18,12 +18,15 @@ from .words import ITEMSIZE, PATHS, Device, Limits, Problem, Route, Support, Til
 
 # Arrays of scores that the unfused path has alive at once: before and after the softmax.
 SCORE_COPIES = 2
-# With lse or sinks it computes them in float32: 12 to 15 bytes a score were measured on the CPU.
-EXACT_COPIES = 3
-# An additive mask as large as the scores costs one more of either; its size is not known here.
-# A causal or windowed call is blocked even where its scores fit: a block skips the keys that all of
-# its rows see hidden. 1024 rows leave each product a large one.
-SKIPPING_ROWS = 1024
+# With lse, sinks, or a softcap in 16 bits, it computes in float32: 12 to 16 bytes a score were
+# measured on the CPU, and keys of 16 bits are widened.
+EXACT_SCORE_BYTES = 16
+# An additive mask as large as the scores costs one more array; its size is not known here. Nor are
+# strides: stock's matmul on the CPU copies keys and values whose rows are not contiguous.
+# A causal or windowed call of more rows is blocked even where its scores fit: a block skips the
+# keys that all of its rows see hidden. On an H200 (MLX 0.32.4, D 256, bfloat16, 2026-11-21) blocks
+# of 1024 rows took 0.9 of the time of one block at 8192 x 8192, and 1.2 to 2.1 at 2048 rows.
+SKIPPING_ROWS = 4096
 FEW_ROWS = VECTOR_ROWS  # query rows of a decode step, speculative ones included
 
 Reason = str
@@ -247,25 +250,40 @@ def _unfused(p: Problem, limits: Limits, reason: Reason) -> Route:
 
 
 def unfused_bytes(p: Problem, rows: int | None = None) -> int:
-    """Bytes of the scores that the unfused path has alive for `rows` query rows, at most."""
+    """Bytes that the unfused path has alive for a block of `rows` query rows, at most.
+
+    Its scores and widened keys; not the copies that stock's matmul makes of strided operands.
+    """
     rows = p.Lq if rows is None else rows
     keys = p.Lk if p.window is None else min(p.Lk, rows + p.window - 1)
-    return p.B * p.Hq * rows * keys * _score_bytes(p)
+    return p.B * p.Hq * rows * keys * _score_bytes(p) + _widened_bytes(p)
+
+
+def _exact(p: Problem) -> bool:
+    return p.want_lse or p.sinks or (p.softcap is not None and ITEMSIZE[p.dtype] == 2)
 
 
 def _score_bytes(p: Problem) -> int:
     additive = p.mask == "additive"
-    if p.want_lse or p.sinks:
-        return (EXACT_COPIES + additive) * 4 + max(ITEMSIZE[p.dtype], 4)
+    if _exact(p):
+        scale = max(ITEMSIZE[p.dtype], 4) // 4  # 2 in float64
+        return (EXACT_SCORE_BYTES + 4 * additive) * scale
     return (SCORE_COPIES + additive) * ITEMSIZE[p.dtype]
+
+
+def _widened_bytes(p: Problem) -> int:
+    """Of the keys in float32."""
+    widens = (p.want_lse or p.sinks) and ITEMSIZE[p.dtype] == 2
+    return 4 * p.B * p.Hkv * p.Lk * p.D if widens else 0
 
 
 def block_rows(p: Problem, memory_limit: int) -> int:
     """Query rows of one block of the unfused path: at least 1, at most Lq."""
     skips = p.mask == "causal" or p.window is not None
     most = min(p.Lq, SKIPPING_ROWS) if skips else p.Lq
-    one_row = unfused_bytes(p, most) // max(most, 1)
-    rows = max(1, min(most, memory_limit // max(one_row, 1)))
+    fixed = _widened_bytes(p)
+    one_row = (unfused_bytes(p, most) - fixed) // max(most, 1)
+    rows = max(1, min(most, (memory_limit - fixed) // max(one_row, 1)))
     blocks = -(-p.Lq // rows)
     return -(-p.Lq // blocks) if blocks else 1  # blocks of equal size
 
