@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .profiles import profile
@@ -20,16 +19,17 @@ _UNITS |= {prefix + "B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 _UNITS |= {prefix + "iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
 
-def _keys(text: str) -> int:
-    if not re.fullmatch(r"\d+", text) or int(text) < 1:
-        raise ValueError("a whole number from 1 on")
-    return int(text)
+MOST_KEYS = 2**31 - 1  # lengths are 32-bit integers in MLX
+MOST_THREADS = 1024
 
 
-def _keys_or_none(text: str) -> int:
-    if not re.fullmatch(r"\d+", text):
-        raise ValueError("a whole number from 0 on")
-    return int(text)
+def _count(first: int, last: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,10}", text) or not first <= int(text) <= last:
+            raise ValueError(f"a whole number from {first} to {last}")
+        return int(text)
+
+    return parse
 
 
 def _switch(text: str) -> bool:
@@ -66,14 +66,14 @@ VARIABLES = (
         "MLX_SDPA_CHUNK_THRESHOLD",
         "65536",
         "Keys from which the `chunked` path is considered. If set, it is taken from there on.",
-        _keys,
+        _count(1, MOST_KEYS),
         "chunk_threshold",
     ),
     Variable(
         "MLX_SDPA_CHUNK_SIZE",
         "32768",
         "Keys of one chunk on the `chunked` path.",
-        _keys,
+        _count(1, MOST_KEYS),
         "chunk_size",
     ),
     Variable(
@@ -81,7 +81,7 @@ VARIABLES = (
         "16384",
         "Metal, head dims 129 to 256: `unfused` up to so many keys, if its temporaries fit the "
         "memory limit; `fused` beyond.",
-        _keys_or_none,
+        _count(0, MOST_KEYS),
         "fused_min_keys",
     ),
     Variable(
@@ -95,7 +95,7 @@ VARIABLES = (
         "MLX_SDPA_EXT_CPU_THREADS",
         "the cores this process may use",
         "Threads of the CPU kernels.",
-        _keys,
+        _count(1, MOST_THREADS),
         "cpu_threads",
     ),
     Variable(
@@ -205,17 +205,3 @@ def of(device: Device, chosen: Settings = NOTHING_SET) -> Limits:
         dispatch_flops=int(known["dispatch_flops"]) if "dispatch_flops" in known else 0,
         fill_blocks=int(known["fill_blocks"]) if "fill_blocks" in known else 0,
     )
-
-
-@lru_cache(maxsize=64)
-def _current(device: Device, chosen: Settings) -> Limits:
-    return of(device, chosen)
-
-
-def current(device: Device) -> Limits:
-    """The limits of a device under the settings in force.
-
-    Raises:
-        ValueError: as `settings`.
-    """
-    return _current(device, settings())
