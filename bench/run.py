@@ -50,6 +50,7 @@ def main() -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
 
     console = Console()
+    record = {"suite": options.suite, "quick": options.quick, "environment": environment()}
     results, interrupted = [], False
     try:
         with console.status(options.suite) as status:
@@ -59,7 +60,6 @@ def main() -> int:
                 status.update(f"{options.suite}: {len(results)} done")
     except KeyboardInterrupt:
         interrupted = True
-    record = {"suite": options.suite, "quick": options.quick, "environment": environment()}
     record |= {"interrupted": interrupted, "results": results}
     out.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -10,9 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "readme_tables.py"
-EMPTY = "".join(
-    f"# {name}\n<!-- table: {name} -->\n<!-- /table -->\n" for name in ("support", "environment")
-)
+NAMES = ["support", "environment", "speed", "memory"]
+EMPTY = "".join(f"# {name}\n<!-- table: {name} -->\n<!-- /table -->\n" for name in NAMES)
 
 
 def run(*arguments):
@@ -47,5 +46,5 @@ def test_a_page_without_a_place_for_each_table_is_refused(text, tmp_path):
     page.write_text(text)
     done = run(page)
     assert done.returncode == 1
-    assert "expected one each of ['support', 'environment']" in done.stderr
+    assert f"expected one each of {NAMES}" in done.stderr
     assert page.read_text() == text

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the code: who fuses what, and the environment variables.
+"""Writes the tables of README.md: who fuses what, the environment variables, and measurements.
 
     python tools/readme_tables.py            # rewrite README.md between its markers
     python tools/readme_tables.py --check    # exit code 1, with the difference, if out of date
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
 import sys
 from itertools import groupby
@@ -81,7 +82,45 @@ def environment() -> str:
     return "\n".join(rows)
 
 
-TABLES = {"support": support, "environment": environment}
+def speed() -> str:
+    """bench/results/cpu.json: ours and stock's, measured in one run."""
+    record = json.loads((RESULTS / "cpu.json").read_text(encoding="utf-8"))
+    rows = [
+        "| heads, queries x keys | D | dtype | ours | stock | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in record["results"]:
+        (_, Hq, Lq, D), (_, Hkv, Lk, _), Dv = result["q"], result["k"], result["v"][3]
+        cells = [f"H{Hq}/{Hkv}, {Lq} x {Lk}{' causal' if result['mask'] else ''}"]
+        cells += [f"{D}" if Dv == D else f"({D}, {Dv})", result["dtype"]]
+        for who in ("ours", "stock"):
+            taken, rate = result[who]["median_s"] * 1e3, result[f"{who}_gflops"]
+            time = f"{taken:.3g}" if taken < 1000 else f"{taken:,.0f}"
+            cells.append(f"{time} ms, {rate:.{0 if rate >= 10 else 1}f} GFLOP/s")
+        rows.append(f"| {' | '.join(cells)} | {result['speedup']:.0f}x |")
+    return "\n".join([*rows, "", f"Medians; work counts visible scores only. {_where(record)}"])
+
+
+def memory() -> str:
+    """bench/results/cpu-memory.json: peak memory by path."""
+    record = json.loads((RESULTS / "cpu-memory.json").read_text(encoding="utf-8"))
+    rows = ["| path | added above inputs and output | time |", "|---|---|---|"]
+    for result in record["results"]:
+        limit = result["limit_bytes"]
+        name = result["path"] + (f", limit {limit >> 20} MiB" if limit else "")
+        rows.append(f"| {name} | {result['added_mib']:.1f} MiB | {result['seconds']:.0f} s |")
+    call = "H16/2, 2048 queries on 32768 keys, D 256, causal, float32."
+    return "\n".join([*rows, "", f"{call} {_where(record)}"])
+
+
+def _where(record: dict) -> str:
+    at = record["environment"]
+    cpu = f"{at['device']}, {at['threads']} cores, {at['isa']}"
+    return f"{cpu}; MLX {at['mlx']}; {at['date']}, commit {at['commit']}."
+
+
+RESULTS = ROOT / "bench" / "results"
+TABLES = {"support": support, "environment": environment, "speed": speed, "memory": memory}
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
