@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kernels/cpu/pack.h"
+#include "kernels/cpu/scratch.h"
 #include "kernels/cpu/softmax.h"
 #include "kernels/cpu/transpose.h"
 
@@ -27,19 +28,14 @@ struct DecodeScratch {
 
   DecodeScratch(const Params& p, int bq, int bk, void* base)
       : ldq((p.D + W - 1) / W * W), lds((bk + W - 1) / W * W), ldo((p.Dv + W - 1) / W * W) {
-    size_t offset = 0;
-    auto take = [&](size_t n) {
-      float* at = reinterpret_cast<float*>(static_cast<char*>(base) + offset);
-      offset += (n * sizeof(float) + 63) / 64 * 64;
-      return at;
-    };
-    Q = take(size_t(bq) * ldq);
-    S = take(size_t(bq) * lds);
-    O = take(size_t(bq) * ldo);
-    bias = take(lds);
-    state = reinterpret_cast<State*>(take(2 * size_t(bq)));
-    row_tmp = take(size_t(kDecodeKeys) * (p.D > p.Dv ? p.D : p.Dv));
-    bytes = offset;
+    Scratch scratch(base);
+    Q = scratch.take(size_t(bq) * ldq);
+    S = scratch.take(size_t(bq) * lds);
+    O = scratch.take(size_t(bq) * ldo);
+    bias = scratch.take(lds);
+    state = reinterpret_cast<State*>(scratch.take(2 * size_t(bq)));
+    row_tmp = scratch.take(size_t(kDecodeKeys) * (p.D > p.Dv ? p.D : p.Dv));
+    bytes = scratch.bytes();
   }
 };
 

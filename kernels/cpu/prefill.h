@@ -12,6 +12,7 @@
 #pragma once
 
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/scratch.h"
 #include "kernels/cpu/softmax.h"
 
 namespace sdpa::cpu::SDPA_ISA {
@@ -28,22 +29,17 @@ struct PrefillScratch {
   PrefillScratch(const Params& p, int bq, int bk, void* base) {
     const int rows = round_up(bq, MR), dv = leading(p.Dv);
     const int keys = round_up(bk, W);
-    size_t offset = 0;
-    auto take = [&](size_t n) {
-      float* at = reinterpret_cast<float*>(static_cast<char*>(base) + offset);
-      offset += (n * sizeof(float) + 63) / 64 * 64;
-      return at;
-    };
-    Qs = take(size_t(rows) * leading(p.D));
-    Ks = take(size_t(keys) * p.D);
-    Vs = take(size_t(keys) * dv);
-    S = take(size_t(rows) * leading(keys));
-    O = take(size_t(rows) * dv);
-    alpha = take(rows);
-    bias = take(keys);
-    state = reinterpret_cast<State*>(take(2 * size_t(rows)));
-    row_tmp = take(size_t(W) * (p.D > p.Dv ? p.D : p.Dv));
-    bytes = offset;
+    Scratch scratch(base);
+    Qs = scratch.take(size_t(rows) * leading(p.D));
+    Ks = scratch.take(size_t(keys) * p.D);
+    Vs = scratch.take(size_t(keys) * dv);
+    S = scratch.take(size_t(rows) * leading(keys));
+    O = scratch.take(size_t(rows) * dv);
+    alpha = scratch.take(rows);
+    bias = scratch.take(keys);
+    state = reinterpret_cast<State*>(scratch.take(2 * size_t(rows)));
+    row_tmp = scratch.take(size_t(W) * (p.D > p.Dv ? p.D : p.Dv));
+    bytes = scratch.bytes();
   }
 };
 
