@@ -249,6 +249,8 @@ def test_route_without_a_kernel_of_ours_leaves_what_fits_to_mlx_lm(monkeypatch):
     many = quantized.route(PREFILL, metal, limits.of(metal))
     assert (many.path, many.provider) == ("chunked", "ext")
     assert 1 <= many.block_rows < PREFILL.Lq
+    # as many rows as fit: neither over the limit nor far below it
+    assert limits.of(metal).memory_limit / 2 < many.transient_bytes
     assert many.transient_bytes <= limits.of(metal).memory_limit
     # mlx-lm's function has no softcap.
     capped = PREFILL._replace(Lq=1, mask="none", softcap=50.0)

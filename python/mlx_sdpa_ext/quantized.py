@@ -17,7 +17,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from . import _ext
-from .router import flops, unfused_bytes
+from .router import block_rows, flops, unfused_bytes
 from .words import ITEMSIZE, Device, Limits, Problem, Route
 
 # Elements of K and V in one block. Large enough that carrying (O, lse) costs little beside the
@@ -94,12 +94,12 @@ def route(problem: Problem, device: Device, limits: Limits) -> Route:
             chunk_size=0,
         )
     fixed = block_bytes + 2 * carry_bytes  # the merge has both parts and their sum
-    one_row = unfused_bytes(problem._replace(Lk=block, want_lse=True), rows=1)
-    block_rows = max(1, min(problem.Lq, (limits.memory_limit - fixed) // one_row))
+    one_block = problem._replace(Lk=block, want_lse=True)
+    rows_at_once = block_rows(one_block, limits.memory_limit - fixed)
     return answer._replace(
         reason="no fused kernel for it here: stock operations on a block at a time",
-        transient_bytes=fixed + one_row * block_rows,
-        block_rows=block_rows,
+        transient_bytes=fixed + unfused_bytes(one_block, rows_at_once),
+        block_rows=rows_at_once,
     )
 
 
