@@ -15,14 +15,22 @@ NAME = "mlx-sdpa-ext"
 _BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal")
 
 
+def installed(name: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def installed_mlx() -> str | None:
     """The version of the installed MLX, or None. Does not import it."""
-    return _version("mlx")
+    return installed("mlx")
 
 
 def installed_backends() -> dict[str, str]:
     """The installed backend wheels of MLX with their versions: `{"mlx-cpu": "0.32.4"}`."""
-    return {name: version for name in _BACKENDS if (version := _version(name))}
+    return {name: version for name in _BACKENDS if (version := installed(name))}
 
 
 def match(mlx: str, built: str) -> str:
@@ -64,7 +72,7 @@ def _target(extra: str = "") -> list[str]:
         checkout = Path(__file__).resolve().parents[2]
         return [f"{checkout if (checkout / 'pyproject.toml').exists() else NAME}{extra}"]
     if not origin or _source_is_gone():
-        return ["--no-binary", NAME, f"{NAME}{extra}=={_version(NAME)}"]
+        return ["--no-binary", NAME, f"{NAME}{extra}=={installed(NAME)}"]
     if path := _local_path(origin):
         return ["-e"] * origin.get("dir_info", {}).get("editable", False) + [f"{path}{extra}"]
     url = origin["url"]
@@ -112,10 +120,3 @@ def _installer() -> str:
         except metadata.PackageNotFoundError:
             continue
     return ""
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

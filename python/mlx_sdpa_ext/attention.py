@@ -75,13 +75,7 @@ def scaled_dot_product_attention(
             or cannot serve the call, and then the message says what can.
         TypeError: an argument is of the wrong type.
     """
-    problem = Problem(
-        *_ext.problem(q, k, v, mask=mask, sinks=sinks, window=window, softcap=softcap),
-        window,
-        softcap,
-        sinks is not None,
-        return_lse,
-    )
+    problem = _problem(q, k, v, mask, sinks, window, softcap, return_lse)
     place = place_of(stream)
     route = place.route(problem, path, force_fused)
     arguments = {"scale": scale, "mask": mask, "sinks": sinks, "stream": stream}
@@ -96,6 +90,21 @@ def scaled_dot_product_attention(
         result = _run(route, problem, q, k, v, arguments)
     record(route)
     return result
+
+
+def _problem(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    mask: str | mx.array | None,
+    sinks: mx.array | None,
+    window: int | None,
+    softcap: float | None,
+    return_lse: bool,
+) -> Problem:
+    """The call, checked as stock MLX checks it."""
+    checked = _ext.problem(q, k, v, mask=mask, sinks=sinks, window=window, softcap=softcap)
+    return Problem(*checked, window, softcap, sinks is not None, return_lse)
 
 
 REFUSED_BY_STOCK = "stock MLX refused its fused kernel; the unfused path instead"
@@ -166,8 +175,7 @@ def explain(
         ValueError: as `scaled_dot_product_attention`.
         TypeError: likewise.
     """
-    checked = _ext.problem(q, k, v, mask=mask, sinks=sinks, window=window, softcap=softcap)
-    problem = Problem(*checked, window, softcap, sinks is not None, return_lse)
+    problem = _problem(q, k, v, mask, sinks, window, softcap, return_lse)
     place = place_of(stream)
     return planned(
         router.route(problem, place.device, place.limits, path, force_fused), problem, place.device

@@ -25,17 +25,9 @@ def package_version() -> str:
         return "unknown (neither built nor installed)"
 
 
-def installed(name: str) -> str | None:
-    """The version of an installed distribution, or None."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def versions() -> dict[str, str | None]:
     """The versions that a measurement depends on."""
-    from .._mend import installed_backends
+    from .._mend import installed, installed_backends
 
     return {
         "mlx-sdpa-ext": package_version(),
