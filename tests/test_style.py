@@ -23,7 +23,8 @@ def test_ruff_format():
 
 
 def test_clang_format():
-    suffixes = {".cpp", ".h", ".cuh", ".metal"}
-    files = [f for d in ("kernels", "src") for f in (ROOT / d).rglob("*") if f.suffix in suffixes]
+    suffixes = {".cpp", ".h", ".hpp", ".cuh"}
+    rooms = ("kernels", "src", "emulator")
+    files = [f for d in rooms for f in (ROOT / d).rglob("*") if f.suffix in suffixes]
     assert files
     run("clang-format", "--dry-run", "--Werror", *sorted(files))
