@@ -1,7 +1,9 @@
-// Structs shared by the host and every kernel.
+// Structs shared by the host and every kernel. Metal compiles this file too.
 #pragma once
 
+#ifndef __METAL_VERSION__
 #include <cstdint>
+#endif
 
 namespace sdpa {
 
@@ -34,6 +36,26 @@ struct Params {
   Strides Vs;                     // V    [B, Hkv, Lk, Dv]
   Strides Ms;                     // mask [B, Hq, Lq, Lk]
   int64_t sink_batch, sink_head;  // strides of sinks [B, Hq]
+};
+
+// The part of a problem that one dispatch of a GPU kernel works on. A row is one query position of one head of a GQA
+// group, heads running fastest: row r of a KV head is position r / group of query head hkv * group + r % group.
+// Grid: (row_tiles, heads, splits) threadgroups.
+struct Part {
+  int row_tile0, row_tiles;  // tiles of bq rows; the grid's first dimension counts them backwards
+  int head0, heads;          // KV heads b * Hkv + hkv
+  int key0, key1;            // keys [key0, key1)
+  int split_keys, splits;    // split z attends keys key0 + [z, z + 1) * split_keys
+  int with_sinks;            // split 0 counts the sinks
+  int with_carry;            // split 0 continues from the carried (O, lse)
+};
+
+// The merge of n partial results.
+struct MergeParams {
+  int n;           // parts O [n, rows, Dv] and lse [n, rows]
+  int Dv;          // head dimension
+  int64_t rows;    // B * Hq * Lq
+  int with_carry;  // one more part, in float
 };
 
 }  // namespace sdpa

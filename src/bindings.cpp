@@ -8,9 +8,10 @@
 #include <mlx/version.h>
 
 #include "src/backends/cpu_device.h"
+#include "src/backends/gpu.h"
 #include "src/barrier.h"
+#include "src/bindings.h"
 #include "src/op.h"
-#include "src/plan.h"
 
 namespace nb = nanobind;
 namespace mx = mlx::core;
@@ -25,92 +26,10 @@ const char* mask_name(const sdpa::Problem& p) {
                                               : "none";
 }
 
-sdpa::DType dtype_from(const std::string& name) {
-  for (sdpa::DType t : {sdpa::DType::F32, sdpa::DType::F16, sdpa::DType::BF16})
-    if (name == sdpa::name(t)) return t;
-  throw std::invalid_argument("dtype '" + name + "': expected float32, float16 or bfloat16");
-}
-
-sdpa::Backend backend_from(const std::string& name) {
-  for (sdpa::Backend b : {sdpa::Backend::cpu, sdpa::Backend::metal, sdpa::Backend::cuda})
-    if (name == sdpa::name(b)) return b;
-  throw std::invalid_argument("backend '" + name + "': expected cpu, metal or cuda");
-}
-
-nb::list tiles() {
-  nb::list rows;
-  for (const sdpa::Tile& t : sdpa::tiles()) {
-    nb::list dtypes;
-    if (t.dtypes & sdpa::kF32) dtypes.append("float32");
-    if (t.dtypes & sdpa::kF16) dtypes.append("float16");
-    if (t.dtypes & sdpa::kBF16) dtypes.append("bfloat16");
-    nb::dict row;
-    row["backend"] = sdpa::name(t.backend);
-    row["kernel"] = sdpa::name(t.kernel);
-    row["d_min"] = t.d_min;
-    row["d_max"] = t.d_max;
-    row["dv_min"] = t.dv_min;
-    row["dv_max"] = t.dv_max;
-    row["dtypes"] = dtypes;
-    row["bq"] = t.bq;
-    row["bk"] = t.bk;
-    rows.append(row);
-  }
-  return rows;
-}
-
-nb::dict plan(int B, int Hq, int Hkv, int Lq, int Lk, int D, int Dv, const std::string& dtype,
-              const std::string& mask, int window, bool softcap, bool sinks, bool want_lse,
-              int chunk_size, const std::string& backend, const std::string& arch, int threads) {
-  if (Hkv < 1 || Hq % Hkv != 0)
-    throw std::invalid_argument("Hq must be a multiple of Hkv, and Hkv at least 1");
-  if (mask != "none" && mask != "causal" && mask != "bool" && mask != "additive")
-    throw std::invalid_argument("mask '" + mask + "': expected none, causal, bool or additive");
-  if (threads < 0) throw std::invalid_argument("threads must be 0 (this machine's) or more");
-  if (chunk_size < 0) throw std::invalid_argument("chunk_size must be 0 (all keys) or more");
-  const sdpa::Problem problem{
-      .B = B,
-      .Hq = Hq,
-      .Hkv = Hkv,
-      .Lq = Lq,
-      .Lk = Lk,
-      .D = D,
-      .Dv = Dv,
-      .dtype = dtype_from(dtype),
-      .causal = mask == "causal",
-      .window = window,
-      .mask = mask == "bool"       ? sdpa::MaskKind::Bool
-              : mask == "additive" ? sdpa::MaskKind::Additive
-                                   : sdpa::MaskKind::None,
-      .softcap = softcap,
-      .sinks = sinks,
-      .want_lse = want_lse,
-      .q_offset = Lk - Lq,
-      .chunk_size = chunk_size,
-  };
-  sdpa::Device device{.backend = backend_from(backend), .arch = arch, .threads = threads};
-  if (device.backend == sdpa::Backend::cpu) {
-    const sdpa::Device here = sdpa::cpu::device();
-    if (device.arch.empty()) device.arch = here.arch;
-    if (device.threads == 0) device.threads = here.threads;
-  }
-  const auto answer = sdpa::plan(problem, device);
-  if (const auto* no = std::get_if<sdpa::Unsupported>(&answer))
-    throw std::invalid_argument(no->reason);
-  const auto& p = std::get<sdpa::Plan>(answer);
-  nb::dict out;
-  out["kernel"] = p.kernel;
-  out["bq"] = p.tile.bq;
-  out["bk"] = p.tile.bk;
-  out["row_tiles"] = p.row_tiles;
-  out["splits"] = p.splits;
-  out["split_keys"] = p.split_keys;
-  out["chunks"] = p.chunks;
-  out["chunk_keys"] = p.chunk_keys;
-  out["tasks"] = p.tasks;
-  out["tile_bytes"] = p.tile_bytes;
-  out["scratch_bytes"] = p.partial_bytes + p.carry_bytes;
-  return out;
+// As first_use.py does for attention. Once: the failure is then known.
+void warn(const std::string& kernel, const std::string& error) {
+  const std::string text = "mlx_sdpa_ext: " + kernel + " is not used, stock MLX instead: " + error;
+  if (PyErr_WarnEx(PyExc_RuntimeWarning, text.c_str(), 1) < 0) throw nb::python_error();
 }
 
 }  // namespace
@@ -168,7 +87,10 @@ NB_MODULE(_ext, m) {
       "merge",
       [](const std::vector<mx::array>& outputs, const std::vector<mx::array>& lses,
          mx::StreamOrDevice stream) {
+        const size_t failed = sdpa::gpu_failures().size();
         auto merged = sdpa::merge(outputs, lses, stream);
+        const auto failures = sdpa::gpu_failures();
+        if (failures.size() > failed) warn(failures.back().first, failures.back().second);
         return std::make_pair(merged[0], merged[1]);
       },
       "outputs"_a, "lses"_a, nb::kw_only(), "stream"_a = nb::none(),
@@ -183,12 +105,6 @@ NB_MODULE(_ext, m) {
       "x unchanged; what depends on it is not scheduled before `done` is computed and its "
       "temporaries are freed.");
 
-  m.def("tiles", &tiles, "The rows of kernels/tiles.def.");
-  m.def("plan", &plan, "B"_a, "Hq"_a, "Hkv"_a, "Lq"_a, "Lk"_a, "D"_a, "Dv"_a, "dtype"_a,
-        "mask"_a = "none", "window"_a = 0, "softcap"_a = false, "sinks"_a = false,
-        "want_lse"_a = false, "chunk_size"_a = 0, nb::kw_only(), "backend"_a = "cpu", "arch"_a = "",
-        "threads"_a = 0,
-        "What would run, as a dict; raises ValueError with the reason where nothing would. Pure.");
   m.def(
       "cpu",
       [] {
@@ -204,4 +120,6 @@ NB_MODULE(_ext, m) {
         "0 = the cores this process may use.");
   m.def("set_cpu_isa", &sdpa::cpu::use_instruction_set, "isa"_a,
         "'' = the best this machine runs.");
+  bind_plan(m);
+  bind_gpu(m);
 }

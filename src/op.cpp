@@ -6,6 +6,8 @@
 
 #include <mlx/ops.h>
 
+#include "src/backends/gpu.h"
+#include "src/launch.h"
 #include "src/plan.h"
 #include "src/primitive.h"
 #include "src/unfused.h"
@@ -27,10 +29,6 @@ template <typename... Parts>
 const array* mask_array(const Arguments& x) { return std::get_if<array>(&x.mask); }
 
 bool is_causal(const Arguments& x) { return std::holds_alternative<std::string>(x.mask); }
-
-DType kernel_dtype(mx::Dtype t) {
-  return t == mx::float16 ? DType::F16 : t == mx::bfloat16 ? DType::BF16 : DType::F32;
-}
 
 void check_shapes(const Arguments& x) {
   const std::pair<const char*, const array*> operands[] = {{"q", &x.q}, {"k", &x.k}, {"v", &x.v}};
@@ -85,17 +83,27 @@ void check_sinks(const Arguments& x, mx::Dtype dtype) {
            " is expected to have one entry per query head: [", x.q.shape(1), "]");
 }
 
-// Mask [Bm, Hm, Lqm, Lkm] in a type the kernels read; broadcast dimensions stay as they are.
-array four_dimensional(array mask, mx::Dtype dtype, mx::StreamOrDevice s) {
+// What the kernels read a mask as, in a computation in `dtype`.
+mx::Dtype mask_dtype(const array& mask, mx::Dtype dtype) {
   const mx::Dtype have = mask.dtype();
   const bool kernels_read =
       have == mx::bool_ || have == mx::float32 || have == mx::float16 || have == mx::bfloat16;
-  if (!kernels_read) mask = mx::astype(mask, dtype, s);
+  return kernels_read ? have : dtype;
+}
+
+// Mask [Bm, Hm, Lqm, Lkm] in a type the kernels read; broadcast dimensions stay as they are.
+array four_dimensional(array mask, mx::Dtype dtype, mx::StreamOrDevice s) {
+  mask = mx::astype(mask, mask_dtype(mask, dtype), s);
   if (mask.ndim() == 4) return mask;
   std::vector<int> axes;
   for (int i = 0; i < 4 - int(mask.ndim()); ++i) axes.push_back(i);
   return mx::expand_dims(mask, axes, s);
 }
+
+// Longer than any sequence: kernels and masks add positions to it in 32 bits.
+constexpr int kLongestWindow = 1 << 30;
+
+int window_of(const Arguments& x) { return std::min(x.window.value_or(0), kLongestWindow); }
 
 // Inputs in the primitive's order, and the attributes but for scale and the options.
 std::pair<std::vector<array>, Attributes> lower(const Arguments& x, const Checked& checked,
@@ -103,7 +111,7 @@ std::pair<std::vector<array>, Attributes> lower(const Arguments& x, const Checke
   Attributes a{
       .scale = scale,
       .causal = is_causal(x),
-      .window = x.window.value_or(0),
+      .window = window_of(x),
       .softcap = x.softcap.value_or(0.f),
       .has_mask = mask_array(x) != nullptr,
       .has_sinks = x.sinks.has_value(),
@@ -125,6 +133,18 @@ void check_carry(const Checked& c, const FusedOptions& o) {
            " is expected to be [B, Hq, Lq, Dv] and [B, Hq, Lq]");
   if (out.dtype() != mx::float32 || lse.dtype() != mx::float32)
     refuse("carry is expected to be float32");
+}
+
+// Whether a kernel of ours merges there. One that does not compile is noted, and stock operations take its place.
+bool merges_by_kernel(mx::Device device, mx::Dtype dtype) {
+  const GpuBackend* gpu = gpu_backend(device);
+  if (!gpu) return device == mx::Device::cpu;
+  try {
+    noting_failures([&] { gpu->prepare_merge(dtype); });
+  } catch (const KernelFailure&) {
+    return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -152,12 +172,13 @@ Checked check(const Arguments& x) {
           .Lk = x.k.shape(2),
           .D = x.q.shape(3),
           .Dv = x.v.shape(3),
-          .dtype = kernel_dtype(dtype),
+          .dtype = dtype_of(dtype),
           .causal = is_causal(x),
-          .window = x.window.value_or(0),
+          .window = window_of(x),
           .mask = !mask                        ? MaskKind::None
                   : mask->dtype() == mx::bool_ ? MaskKind::Bool
                                                : MaskKind::Additive,
+          .mask_dtype = mask ? dtype_of(mask_dtype(*mask, dtype)) : DType::F32,
           .softcap = x.softcap.has_value(),
           .sinks = x.sinks.has_value(),
           .q_offset = x.k.shape(2) - x.q.shape(2),
@@ -174,9 +195,9 @@ std::vector<array> fused_attention(const Arguments& x, float scale, const FusedO
   if (o.chunk_size < 0)
     refuse("chunk_size is ", o.chunk_size, "; it counts keys, 0 means all at once");
   check_carry(checked, o);
+  const mx::Stream stream = mx::to_stream(s);
   // The plan is asked again at evaluation; here it refuses early, where the caller's line is still on the stack.
-  const auto answer = plan(checked.problem, Device{});
-  if (const auto* no = std::get_if<Unsupported>(&answer)) refuse(no->reason);
+  if (const auto no = unsupported(checked.problem, device_of(stream.device))) refuse(no->reason);
   auto [inputs, a] = lower(x, checked, scale, s);
   a.chunk_size = o.chunk_size;
   a.want_lse = o.return_lse;
@@ -187,7 +208,23 @@ std::vector<array> fused_attention(const Arguments& x, float scale, const FusedO
     inputs.push_back(mx::contiguous(o.carry->first, false, s));
     inputs.push_back(mx::contiguous(o.carry->second, false, s));
   }
-  return Sdpa::make(std::move(inputs), a, mx::to_stream(s));
+  return Sdpa::make(std::move(inputs), a, stream);
+}
+
+std::optional<Failed> prepare(const Arguments& x, const FusedOptions& o, bool carry) {
+  Problem p = check(x).problem;
+  p.chunk_size = o.chunk_size;
+  p.want_lse = o.return_lse;
+  p.want_f32 = o.float32_out;
+  p.carry = carry;
+  const GpuBackend* gpu = gpu_backend();
+  if (!gpu) return std::nullopt;
+  try {
+    noting_failures([&] { gpu->prepare(p); });
+  } catch (const KernelFailure& failure) {
+    return Failed{failure.kernel(), failure.error()};
+  }
+  return std::nullopt;
 }
 
 std::vector<array> unfused_attention(const Arguments& x, float scale, int block_rows,
@@ -229,7 +266,7 @@ std::vector<array> merge(const std::vector<array>& outputs, const std::vector<ar
     inputs.push_back(mx::contiguous(mx::astype(x, dtype, s), false, s));
   for (const array& x : lses) inputs.push_back(mx::contiguous(x, false, s));
   const mx::Stream stream = mx::to_stream(s);
-  if (stream.device != mx::Device::cpu) return merge_on_stock(inputs, s);
+  if (!merges_by_kernel(stream.device, dtype)) return merge_on_stock(inputs, s);
   return SdpaMerge::make(std::move(inputs), stream);
 }
 

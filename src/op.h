@@ -39,13 +39,21 @@ struct FusedOptions {
   int chunk_size = 0;
   bool return_lse = false;
   bool float32_out = false;
-  std::optional<int> q_offset;
-  std::optional<std::pair<mx::array, mx::array>> carry;
+  std::optional<int> q_offset = std::nullopt;
+  std::optional<std::pair<mx::array, mx::array>> carry = std::nullopt;
 };
 
 // {out} or {out, lse} from the fused primitive.
 std::vector<mx::array> fused_attention(const Arguments&, float scale, const FusedOptions&,
                                        mx::StreamOrDevice);
+
+struct Failed {
+  std::string kernel, error;
+};
+
+// Compiles what fused_attention() with these arguments runs on the GPU backend: the kernel that fails, if one does.
+// Nothing to do without a backend. With `carry` as if the options had one.
+std::optional<Failed> prepare(const Arguments&, const FusedOptions&, bool carry);
 
 // {out} or {out, lse} from stock operations, at most block_rows query rows at a time (0 = all).
 std::vector<mx::array> unfused_attention(const Arguments&, float scale, int block_rows,

@@ -2,13 +2,11 @@
 
 #include <algorithm>
 
+#include "src/plan_gpu.h"
+
 namespace sdpa {
 
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-unsigned bit(DType t) { return t == DType::F32 ? kF32 : t == DType::F16 ? kF16 : kBF16; }
 
 // A split costs a partial result that is written and read again; below these many keys that is not worth it.
 constexpr int kMinSplitKeys = 256;
@@ -30,67 +28,75 @@ std::string range(int first, int last) {
   return text;
 }
 
+bool covers(const Tile& wide, const Tile& t) {
+  const bool same = wide.d_min == t.d_min && wide.d_max == t.d_max && wide.dv_min == t.dv_min &&
+                    wide.dv_max == t.dv_max;
+  return !same && wide.d_min <= t.d_min && wide.d_max >= t.d_max && wide.dv_min <= t.dv_min &&
+         wide.dv_max >= t.dv_max;
+}
+
+// The head dimensions of the prefill rows, those left out that another row includes.
 std::string served_dims(Backend backend) {
-  std::string dims;
+  std::vector<std::string> dims;
   for (const Tile& t : tiles()) {
+    const auto other = [&](const Tile& o) {
+      return o.backend == backend && o.kernel == Kernel::prefill && covers(o, t);
+    };
     if (t.backend != backend || t.kernel != Kernel::prefill) continue;
-    if (!dims.empty()) dims.append(", ");
-    dims.append(range(t.d_min, t.d_max));
+    if (std::any_of(tiles().begin(), tiles().end(), other)) continue;
+    std::string text = range(t.d_min, t.d_max);
     if (t.dv_min != t.d_min || t.dv_max != t.d_max)
-      dims.append(" (v ").append(range(t.dv_min, t.dv_max)).append(")");
+      text.append(" (v ").append(range(t.dv_min, t.dv_max)).append(")");
+    if (std::find(dims.begin(), dims.end(), text) == dims.end()) dims.push_back(text);
   }
-  return dims;
+  std::string all;
+  for (const std::string& text : dims) all.append(all.empty() ? "" : ", ").append(text);
+  return all;
 }
 
-}  // namespace
-
-const char* name(Backend b) {
-  return b == Backend::cpu ? "cpu" : b == Backend::metal ? "metal" : "cuda";
-}
-const char* name(Kernel k) { return k == Kernel::prefill ? "prefill" : "decode"; }
-const char* name(DType t) {
-  return t == DType::F32 ? "float32" : t == DType::F16 ? "float16" : "bfloat16";
-}
-
-const std::vector<Tile>& tiles() {
-  static const std::vector<Tile> rows = {
-#define SDPA_TILE(backend, kernel, d_min, d_max, dv_min, dv_max, dtypes, bq, bk) \
-  {Backend::backend, Kernel::kernel, d_min, d_max, dv_min, dv_max, dtypes, bq, bk},
-#include "kernels/tiles.def"
-#undef SDPA_TILE
-  };
-  return rows;
-}
-
-bool Tile::serves(Backend on, const Problem& p) const {
-  return backend == on && (dtypes & bit(p.dtype)) && p.D >= d_min && p.D <= d_max &&
-         p.Dv >= dv_min && p.Dv <= dv_max && (kernel != Kernel::decode || p.rows() <= bq);
-}
-
-std::variant<Plan, Unsupported> plan(const Problem& p, const Device& device) {
-  const Tile* tile = nullptr;
-  for (const Tile& row : tiles()) {
-    if (row.serves(device.backend, p)) {
-      tile = &row;
-      break;
+// The first row that serves the problem: where the rows of a KV head fit one tile, that of a kernel for few rows.
+const Tile* choose(const Problem& p, const Device& device) {
+  const auto first = [&](Kernel kernel, bool must_fit) -> const Tile* {
+    for (const Tile& t : tiles()) {
+      if (t.kernel == kernel && t.takes(device.backend, p) && (!must_fit || p.rows() <= t.bq) &&
+          (device.backend == Backend::cpu || t.threads() <= device.max_threads))
+        return &t;
     }
-  }
-  if (!tile) {
-    const std::string dims = served_dims(device.backend);
-    return Unsupported{std::string("no ") + name(device.backend) + " kernel for head_dim " +
-                       std::to_string(p.D) + ", v_head_dim " + std::to_string(p.Dv) + " in " +
-                       name(p.dtype) +
-                       (dims.empty() ? "; this build has none" : "; there are head dims " + dims)};
-  }
+    return nullptr;
+  };
+  if (const Tile* t = first(Kernel::decode, true)) return t;
+  if (const Tile* t = first(Kernel::middle, true)) return t;
+  if (const Tile* t = first(Kernel::prefill, false)) return t;
+  return first(Kernel::middle, false);  // all prefill rows ask for more threads than there are
+}
 
-  Plan out{.tile = *tile};
-  out.kernel = std::string("sdpa_") + name(tile->kernel) + "_" + name(p.dtype) + "_d" +
-               std::to_string(p.D) + "_v" + std::to_string(p.Dv) + "_bq" +
-               std::to_string(tile->bq) + "_bk" + std::to_string(tile->bk) +
-               (device.arch.empty() ? "" : "_" + device.arch);
+Unsupported why_not(const Problem& p, const Device& device) {
+  const std::string what = std::string(" kernel for head_dim ") + std::to_string(p.D) +
+                           ", v_head_dim " + std::to_string(p.Dv) + " in " + name(p.dtype);
+  for (const Tile& t : tiles()) {
+    if (t.takes(device.backend, p) && t.kernel != Kernel::decode)
+      return {std::string("every ") + name(device.backend) + what + " needs more than the " +
+              std::to_string(device.max_threads) +
+              " threads of a threadgroup that the GPU accepts"};
+  }
+  const std::string dims = served_dims(device.backend);
+  return {std::string("no ") + name(device.backend) + what +
+          (dims.empty() ? "; this build has none" : "; there are head dims " + dims)};
+}
+
+std::string kernel_name(const Tile& tile, const Problem& p, const Device& device) {
+  const bool cpu = device.backend == Backend::cpu;  // whose kernels take any head dimension
+  std::string text = std::string("sdpa_") + name(tile.kernel) + "_" + name(p.dtype) + "_d" +
+                     std::to_string(cpu ? p.D : tile.d_max) + "_v" +
+                     std::to_string(cpu ? p.Dv : tile.dv_max) + "_bq" + std::to_string(tile.bq) +
+                     "_bk" + std::to_string(tile.bk);
+  if (!cpu) return text + "_w" + std::to_string(tile.wm) + "x" + std::to_string(tile.wd);
+  return device.arch.empty() ? text : text + "_" + device.arch;
+}
+
+void plan_cpu(const Problem& p, const Device& device, Plan& out) {
   out.chunk_keys = p.chunk_size > 0 ? std::min(p.chunk_size, std::max(p.Lk, 1)) : std::max(p.Lk, 1);
   out.chunks = int(std::max<int64_t>(ceil_div(p.Lk, out.chunk_keys), 1));
-  out.row_tiles = int(ceil_div(p.rows(), tile->bq));
 
   // Split the keys only where rows and heads leave threads idle.
   const int64_t units = int64_t(p.B) * p.Hkv * out.row_tiles;
@@ -101,16 +107,38 @@ std::variant<Plan, Unsupported> plan(const Problem& p, const Device& device) {
   out.split_keys = int(ceil_div(out.chunk_keys, splits));
   out.splits = int(ceil_div(out.chunk_keys, out.split_keys));
   out.tasks = units * out.splits;
+  out.tile_bytes = std::min<int64_t>(device.threads, out.tasks) * tile_floats(out.tile, p) *
+                   int64_t(sizeof(float));
+}
 
-  out.tile_bytes =
-      std::min<int64_t>(device.threads, out.tasks) * tile_floats(*tile, p) * int64_t(sizeof(float));
+}  // namespace
+
+std::optional<Unsupported> unsupported(const Problem& p, const Device& device) {
+  if (choose(p, device)) return std::nullopt;
+  return why_not(p, device);
+}
+
+std::variant<Plan, Unsupported> plan(const Problem& p, const Device& device) {
+  const Tile* tile = choose(p, device);
+  if (!tile) return why_not(p, device);
+
+  Plan out{.tile = *tile};
+  out.kernel = kernel_name(*tile, p, device);
+  out.row_tiles = int(ceil_div(p.rows(), tile->bq));
+  if (device.backend == Backend::cpu) {
+    plan_cpu(p, device, out);
+  } else {
+    plan_gpu(p, device, out);
+  }
+
   const int64_t rows = int64_t(p.B) * p.Hq * p.Lq;
   const int64_t state = rows * (int64_t(p.Dv) + 1) * int64_t(sizeof(float));
   out.partial_bytes = out.splits > 1 ? out.splits * state : 0;
   const bool O_in_place = p.dtype == DType::F32 || p.want_f32;
   if (out.chunks > 1) {
-    out.carry_bytes = (O_in_place ? 0 : rows * p.Dv * int64_t(sizeof(float))) +
-                      (p.want_lse ? 0 : rows * int64_t(sizeof(float)));
+    // A CPU task carries lse where it goes; kernels of a GPU take two arrays in turns.
+    const int lses = device.backend == Backend::cpu ? !p.want_lse : std::min(out.chunks - 1, 2);
+    out.carry_bytes = rows * int64_t(sizeof(float)) * ((O_in_place ? 0 : p.Dv) + lses);
   }
   return out;
 }

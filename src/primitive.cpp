@@ -6,6 +6,7 @@
 #include <mlx/transforms.h>
 
 #include "src/backends/cpu.h"
+#include "src/backends/gpu.h"
 #include "src/unfused.h"
 
 namespace sdpa {
@@ -115,9 +116,17 @@ std::vector<array> Sdpa::make(Arrays inputs, const Attributes& a, mx::Stream str
 }
 
 void Sdpa::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  if (const GpuBackend* gpu = gpu_backend(mx::Device::cpu)) return eval_on(*gpu, inputs, outputs);
   cpu::eval_attention(Inputs(inputs, attributes_), attributes_, outputs, stream());
 }
-void Sdpa::eval_gpu(const Arrays&, Arrays&) { no_gpu("Sdpa", *this); }
+void Sdpa::eval_gpu(const Arrays& inputs, Arrays& outputs) {
+  if (const GpuBackend* gpu = gpu_backend(mx::Device::gpu)) return eval_on(*gpu, inputs, outputs);
+  no_gpu("Sdpa", *this);
+}
+void Sdpa::eval_on(const GpuBackend& gpu, const Arrays& inputs, Arrays& outputs) {
+  noting_failures(
+      [&] { gpu.eval_attention(Inputs(inputs, attributes_), attributes_, outputs, stream()); });
+}
 
 std::vector<mx::Shape> Sdpa::output_shapes(const Arrays& in) {
   const mx::Shape& q = in[0].shape();
@@ -166,9 +175,16 @@ std::vector<array> SdpaMerge::make(Arrays inputs, mx::Stream stream) {
 }
 
 void SdpaMerge::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  if (const GpuBackend* gpu = gpu_backend(mx::Device::cpu)) return eval_on(*gpu, inputs, outputs);
   cpu::eval_merge(inputs, outputs, stream());
 }
-void SdpaMerge::eval_gpu(const Arrays&, Arrays&) { no_gpu("SdpaMerge", *this); }
+void SdpaMerge::eval_gpu(const Arrays& inputs, Arrays& outputs) {
+  if (const GpuBackend* gpu = gpu_backend(mx::Device::gpu)) return eval_on(*gpu, inputs, outputs);
+  no_gpu("SdpaMerge", *this);
+}
+void SdpaMerge::eval_on(const GpuBackend& gpu, const Arrays& inputs, Arrays& outputs) {
+  noting_failures([&] { gpu.eval_merge(inputs, outputs, stream()); });
+}
 
 std::vector<mx::Shape> SdpaMerge::output_shapes(const Arrays& in) {
   return {in[0].shape(), in[in.size() / 2].shape()};

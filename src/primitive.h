@@ -7,6 +7,8 @@
 
 namespace sdpa {
 
+struct GpuBackend;
+
 // softmax(scale * Q K^T + mask) V. Outputs: out [B, Hq, Lq, Dv] and, if wanted, lse [B, Hq, Lq].
 class Sdpa : public mx::Primitive {
  public:
@@ -32,6 +34,9 @@ class Sdpa : public mx::Primitive {
   static std::vector<mx::array> make(std::vector<mx::array> inputs, const Attributes&, mx::Stream);
 
  private:
+  void eval_on(const GpuBackend&, const std::vector<mx::array>& inputs,
+               std::vector<mx::array>& outputs);
+
   Attributes attributes_;
 };
 
@@ -57,6 +62,10 @@ class SdpaMerge : public mx::Primitive {
   const char* name() const override { return "SdpaMerge"; }
 
   static std::vector<mx::array> make(std::vector<mx::array> inputs, mx::Stream);
+
+ private:
+  void eval_on(const GpuBackend&, const std::vector<mx::array>& inputs,
+               std::vector<mx::array>& outputs);
 };
 
 }  // namespace sdpa

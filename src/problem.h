@@ -17,8 +17,10 @@ struct Problem {
   bool causal = false;
   int window = 0;                  // with causal: keys a query sees, its own included; 0 = all
   MaskKind mask = MaskKind::None;  // of the mask array
+  DType mask_dtype = DType::F32;   // of an additive mask
   bool softcap = false;
   bool sinks = false;
+  bool carry = false;  // continues from the (O, lse) of other keys
   bool want_lse = false;
   bool want_f32 = false;  // O in float32 whatever the dtype
   int q_offset = 0;       // position of query row 0 counted in keys

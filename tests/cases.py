@@ -62,6 +62,11 @@ class Case:
         return TOLERANCES[self.dtype]
 
     @property
+    def affinity(self) -> tuple:
+        """Cases of the same affinity use the same compiled kernels, or nearly."""
+        return (self.dtype, self.D, self.v_dim)
+
+    @property
     def mask_dims(self) -> tuple[int, ...]:
         sizes = {"B": self.B, "H": self.Hq, "Q": self.Lq, "K": self.Lk, "1": 1}
         return tuple(sizes[letter] for letter in self.mask_shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import zlib
 
+import metal_pool
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -20,18 +21,22 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("seed") is None:
         config.option.seed = secrets.randbits(32)
+    config.addinivalue_line("markers", "metal: run where the device is a software Metal device")
+    config.pluginmanager.register(metal_pool.Plugin())
 
 
 def pytest_report_header(config):
     return f"random inputs: --seed {config.getoption('seed')}"
 
 
+def generator(seed: int, nodeid: str) -> np.random.Generator:
+    """Seeded by the run and the test, so that a test alone sees what it saw in the whole run."""
+    return np.random.default_rng([seed, zlib.crc32(nodeid.encode())])
+
+
 @pytest.fixture
 def rng(request) -> np.random.Generator:
-    """Seeded by the run and the test, so that a test alone sees what it saw in the whole run."""
-    return np.random.default_rng(
-        [request.config.getoption("seed"), zlib.crc32(request.node.nodeid.encode())]
-    )
+    return generator(request.config.getoption("seed"), request.node.nodeid)
 
 
 @pytest.fixture

@@ -7,11 +7,16 @@ import json
 import mlx.core as mx
 import pytest
 from command_line import call_in_process
-from mlx_sdpa_ext import attention, device, limits, router
+from mlx_sdpa_ext import device, limits, plans, router
 from mlx_sdpa_ext.words import Device, Problem
 
 LONG = ("--q", "1,16,2048,256", "--k", "1,2,131072,256", "--mask", "causal")
 LONG_PROBLEM = Problem(1, 16, 2, 2048, 131072, 256, 256, "bfloat16", "causal")
+
+
+def planned(there, bounds):
+    route = router.route(LONG_PROBLEM, there, bounds)
+    return plans.planned(route, LONG_PROBLEM, there, bounds)
 
 
 def explained(capsys, *args):
@@ -23,7 +28,7 @@ def explained(capsys, *args):
 def test_this_machine(capsys):
     here = device.current()
     bounds = limits.of(here, limits.settings())
-    route = attention.planned(router.route(LONG_PROBLEM, here, bounds), LONG_PROBLEM, here)
+    route = planned(here, bounds)
     answer = explained(capsys, *LONG)
     assert answer["problem"] == LONG_PROBLEM._asdict()
     assert answer["limits"] == bounds._asdict()
@@ -44,7 +49,7 @@ def test_a_named_machine(capsys, arch, backend, mlx):
     memory = 36 * 10**9
     there = Device.named(arch, mlx=mlx, memory=memory, tiles=device.tiles())
     bounds = limits.of(there, limits.settings())
-    route = attention.planned(router.route(LONG_PROBLEM, there, bounds), LONG_PROBLEM, there)
+    route = planned(there, bounds)
     answer = explained(
         capsys, *LONG, "--backend", backend, "--arch", arch, "--mlx", mlx, "--memory", "36GB"
     )

@@ -35,6 +35,7 @@ def test_the_defaults_are_the_documented_ones():
     assert str(bounds.chunk_threshold) == documented["MLX_SDPA_CHUNK_THRESHOLD"]
     assert str(bounds.chunk_size) == documented["MLX_SDPA_CHUNK_SIZE"]
     assert str(bounds.fused_min_keys) == documented["MLX_SDPA_EXT_FUSED_MIN_KEYS"]
+    assert f"{bounds.dispatch_ms:g}" == documented["MLX_SDPA_EXT_DISPATCH_MS"]
     assert documented["MLX_SDPA_EXT_MEMORY_LIMIT"] == "1/8 of the device's memory"
     for device in (CPU, M4_MAX, H200):
         assert limits.of(device).memory_limit == device.memory // 8
@@ -48,16 +49,24 @@ def test_the_environment_is_on_top_of_the_profile():
             "MLX_SDPA_CHUNK_SIZE": "100",
             "MLX_SDPA_EXT_FUSED_MIN_KEYS": "0",
             "MLX_SDPA_EXT_MEMORY_LIMIT": "256MiB",
+            "MLX_SDPA_EXT_DISPATCH_MS": "50",
+            "MLX_SDPA_EXT_DEVICE": "software-metal",
             "MLX_SDPA_EXT_CPU_THREADS": "3",
             "MLX_SDPA_EXT_DISABLE": "0",
             "MLX_SDPA_EXT_LOG": "1",
         }
     )
-    assert chosen == limits.Settings(1000, 100, 0, 256 << 20, 3, False, True)
+    device = "software-metal:applegpu_g15s"
+    assert chosen == limits.Settings(1000, 100, 0, 256 << 20, 50, device, 3, False, True)
+    assert chosen.software_arch == "applegpu_g15s"
     bounds = limits.of(M4_MAX, chosen)
     assert (bounds.chunk_threshold, bounds.chunk_size, bounds.chunk_asked) == (1000, 100, True)
     assert (bounds.fused_min_keys, bounds.memory_limit) == (0, 256 << 20)
-    assert bounds.fused_dim == limits.of(M4_MAX).fused_dim
+    plain = limits.of(M4_MAX)
+    assert bounds.fused_dim == plain.fused_dim
+    assert (bounds.dispatch_ms, plain.dispatch_ms) == (50, 250)
+    assert bounds.dispatch_flops == plain.dispatch_flops // 5
+    assert limits.of(CPU, chosen).dispatch_flops == 0
 
 
 @pytest.mark.parametrize(
@@ -89,6 +98,10 @@ BAD = [
     ("MLX_SDPA_CHUNK_SIZE", "2147483648", "a whole number from 1 to 2147483647"),
     ("MLX_SDPA_EXT_FUSED_MIN_KEYS", "-1", "a whole number from 0 to 2147483647"),
     ("MLX_SDPA_EXT_MEMORY_LIMIT", "half", "512MiB or 2GB"),
+    ("MLX_SDPA_EXT_DISPATCH_MS", "0", "a whole number from 1 to 60000"),
+    ("MLX_SDPA_EXT_DEVICE", "gpu", "cpu, metal, software-metal or software-metal:applegpu_g15s"),
+    ("MLX_SDPA_EXT_DEVICE", "software-metal:g15s", "cpu, metal, software-metal or"),
+    ("MLX_SDPA_EXT_DEVICE", "metal:applegpu_g15s", "cpu, metal, software-metal or"),
     ("MLX_SDPA_EXT_CPU_THREADS", "all", "a whole number from 1 to 1024"),
     ("MLX_SDPA_EXT_CPU_THREADS", "99999999999", "a whole number from 1 to 1024"),
     ("MLX_SDPA_EXT_DISABLE", "yes", "0 or 1"),
@@ -106,6 +119,20 @@ def test_a_bad_value_is_refused(name, text, allowed, environment):
 
 def test_every_variable_has_a_bad_value_above():
     assert {name for name, _, _ in BAD} == {row.name for row in limits.VARIABLES}
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "arch"),
+    [
+        ("cpu", "cpu", None),
+        ("metal", "metal", None),
+        ("software-metal", "software-metal:applegpu_g15s", "applegpu_g15s"),
+        ("software-metal:applegpu_g13g", "software-metal:applegpu_g13g", "applegpu_g13g"),
+    ],
+)
+def test_devices(text, value, arch):
+    chosen = limits.read({"MLX_SDPA_EXT_DEVICE": text})
+    assert (chosen.device, chosen.software_arch) == (value, arch)
 
 
 def test_an_empty_value_is_none():
@@ -158,3 +185,11 @@ def test_a_device_takes_the_rows_of_its_class():
     ]
     assert work == sorted(set(work))
     assert limits.of(CPU).dispatch_flops == limits.of(H200).dispatch_flops == 0  # no watchdog
+
+
+def test_some_rows_are_for_neural_accelerators_only():
+    old, new = (Device.named(f"applegpu_g{generation}s") for generation in (16, 17))
+    assert limits.of(old).unfused_dim == 256
+    assert limits.of(new).unfused_dim == 128
+    assert limits.of(new._replace(neural_accelerators=False)) == limits.of(old)
+    assert limits.of(new, limits.Settings(fused_min_keys=16384)) == limits.of(old)

@@ -140,6 +140,14 @@ def test_windows(Lq, window, rng):
     verify(Case(Hq=2, Hkv=1, Lq=Lq, D=32, mask="causal", window=window), rng)
 
 
+@pytest.mark.parametrize("Lq, Lk", ((10, 30), (40, 20), (1, 70)))
+@pytest.mark.parametrize("path", ("fused", "unfused"))
+def test_a_window_longer_than_any_sequence_hides_nothing(path, Lq, Lk, rng):
+    """Positions are added to it in 32 bits."""
+    for window in (2**31 - 1, 2**31 - 10):
+        verify(Case(Hq=2, Hkv=1, Lq=Lq, Lk=Lk, D=64, mask="causal", window=window, path=path), rng)
+
+
 @pytest.mark.parametrize("path", ("fused", "chunked", "unfused"))
 def test_a_window_equals_its_bool_mask(path, rng):
     case = Case(Hq=4, Lq=70, Lk=150, D=32, mask="causal", window=20, path=path)

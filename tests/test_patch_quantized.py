@@ -257,6 +257,30 @@ def test_route_without_a_kernel_of_ours_leaves_what_fits_to_mlx_lm(monkeypatch):
     assert quantized.route(capped, metal, limits.of(metal)).provider == "ext"
 
 
+def test_route_on_metal(monkeypatch):
+    """mlx-lm's matmuls read the packed cache; ours are for many keys, and where its scores are."""
+    monkeypatch.undo()
+    metal = Device.named("applegpu_g16s", memory=32 << 30, tiles=devices.tiles())
+    bounds = limits.of(metal)
+
+    def provider(failed=None, **changed):
+        return quantized.route(PREFILL._replace(**changed), metal, bounds, failed).provider
+
+    assert provider() == "ext"
+    assert provider(Lk=16385) == "ext"
+    assert provider(Lk=16384) == "stock"
+    assert provider(Lq=8) == "stock"
+    assert provider(Lq=9) == "ext"
+    assert provider(Lq=1, softcap=3.0) == "ext"
+    assert provider(Lk=16384, Hq=128) == "ext"  # 16 GiB of scores
+    # without a kernel that failed there
+    assert provider("sdpa_prefill_x", Lk=16385) == "stock"
+    blocks = quantized.route(PREFILL, metal, bounds, "sdpa_prefill_x")
+    assert (blocks.provider, blocks.kernel) == ("ext", "dequantize, unfused")
+    assert blocks.block_rows > 0
+    assert "sdpa_prefill_x of this package failed here" in blocks.reason
+
+
 def test_left_to_mlx_lm_it_is_mlx_lms(rng, monkeypatch):
     monkeypatch.setattr(quantized, "route", lambda *_: quantized.Route("stock", "stock", "", "why"))
     inputs = Inputs.random(Case(), rng)

@@ -21,10 +21,11 @@ def tile(backend, kernel, D, bq, dv=None, dtypes=ALL):
 
 
 CPU_TILES = [tile("cpu", "decode", (1, 1024), 8), tile("cpu", "prefill", (1, 1024), 96)]
-# What Metal rows may look like: none are compiled yet.
+# Rows like those of Metal, less many (tests/test_explain_metal.py asks the compiled ones).
 METAL_TILES = [
-    tile("metal", "decode", (1, 576), 32),
-    tile("metal", "prefill", (1, 512), 32),
+    tile("metal", "decode", (1, 576), 8),
+    tile("metal", "middle", (1, 512), 32),
+    tile("metal", "prefill", (1, 512), 64),
     tile("metal", "prefill", (576, 576), 16, dv=(512, 512)),
 ]
 CUDA_TILES = [tile("cuda", "prefill", (1, 512), 64, dtypes=("float16", "bfloat16"))]
@@ -73,7 +74,7 @@ CASES = {
     ),
     "cpu-wide": (CPU, ask(64, 64, 1025), "unfused", "ext", "these head dims"),
     "cpu-long": (CPU, ask(STEP, 1 << 20, 128), "fused", "ext", "fastest"),
-    # Metal as it is today, without kernels of ours.
+    # Metal without kernels of ours: where none of them serves, or one has failed.
     "metal-128": (M4_MAX, ask(STEP, 131072, 128), "stock", "stock", "fuses it (full kernel)"),
     "metal-64": (M1, ask(STEP, STEP, 64, dtype="float32"), "stock", "stock", "full kernel"),
     "metal-decode-256": (M1, ask(1, 131072, 256), "stock", "stock", "vector kernel"),
@@ -117,10 +118,20 @@ CASES = {
     "tiles-512-sinks": (M4_MAX, ask(STEP, 65536, 512, sinks=True), "unfused", "ext", "faster"),
     "tiles-512-decode": (M4_MAX, ask(1, 9999, 512, Hkv=16), "fused", "ext", "each key and value"),
     "tiles-576-512": (M4_MAX, ask(1, 9999, 576, 512), "fused", "ext", "each key and value"),
-    "tiles-idle": (M4_MAX, ask(16, 131072, 256, Hq=8, Hkv=1), "chunked", "ext", "fill the GPU"),
-    "tiles-busy": (M4_MAX, ask(STEP, 65536, 256, Hq=8, Hkv=1), "fused", "ext", "min_keys"),
-    "tiles-idle-from": (M4_MAX, ask(16, 65536, 256, Hkv=1), "chunked", "ext", "fill the GPU"),
-    "tiles-not-that-long": (M4_MAX, ask(16, 65535, 256, Hkv=1), "fused", "ext", "min_keys"),
+    "tiles-idle": (M4_MAX, ask(49, 131072, 256, Hq=8, Hkv=1), "fused", "ext", "min_keys"),
+    # 9 to 48 query rows: fused by us at head dims where stock is not.
+    "tiles-9-rows": (M4_MAX, ask(9, 4096, 256), "fused", "ext", "packs few query rows"),
+    "tiles-48-rows": (M1, ask(48, 100, 192, 128), "fused", "ext", "packs few query rows"),
+    "tiles-48-rows-512": (M1, ask(48, 4096, 512), "fused", "ext", "packs few query rows"),
+    "tiles-48-rows-m5": (M5_MAX, ask(48, 4096, 256), "fused", "ext", "packs few query rows"),
+    "tiles-49-rows": (M4_MAX, ask(49, 4096, 256), "unfused", "ext", "faster"),
+    "tiles-9-rows-128": (M4_MAX, ask(9, 4096, 128), "stock", "stock", "full kernel"),
+    "tiles-8x8-128": (M4_MAX, ask(8, 4096, 128), "fused", "ext", "each key and value"),
+    # M5: matmuls have the neural accelerators, our kernels do not.
+    "tiles-256-m5": (M5_MAX, ask(STEP, 131072, 256), "stock", "stock", "full kernel"),
+    "tiles-192-m5": (M5_MAX, ask(STEP, 131072, 192), "unfused", "ext", "faster"),
+    "tiles-192-m5-decode": (M5_MAX, ask(1, 131072, 192), "fused", "ext", "each key and value"),
+    "tiles-112-m5": (M5_MAX, ask(STEP, 131072, 112), "fused", "ext", "fastest"),
     # CUDA: stock fuses up to head dim 128.
     "cuda-128": (H200, ask(STEP, 131072, 128), "stock", "stock", "cuDNN kernel"),
     "cuda-128-f32": (H200, ask(STEP, STEP, 128, dtype="float32"), "unfused", "ext", "no cuDNN"),
@@ -162,6 +173,50 @@ def test_the_memory_limit_decides(tiles, limit, path, provider, reason):
     chosen = route(SHORT, with_tiles(M4_MAX, tiles), memory_limit=limit)
     assert (chosen.path, chosen.provider) == (path, provider)
     assert reason in chosen.reason
+
+
+def test_even_at_512_memory_decides():
+    """Above unfused_dim a fused prefill is taken where not even one row of scores fits."""
+    device = with_tiles(M4_MAX, METAL_TILES)
+    asked = ask(STEP, 1 << 20, 512, sinks=True)
+    row = router.unfused_bytes(asked, rows=1)
+    assert route(asked, device, memory_limit=row).path == "unfused"
+    chosen = route(asked, device, memory_limit=row - 1)
+    assert (chosen.path, chosen.provider) == ("fused", "ext")
+    assert "exceed the memory limit" in chosen.reason
+
+
+def test_idle_gpus_get_chunks_where_kernels_do_not_split_the_keys():
+    """Ours do on the CPU and on Metal; a backend may have some that do not."""
+    device = with_tiles(H200, CUDA_TILES)
+    few = ask(16, 65536, 256, Hkv=1)
+    chosen = route(few, device, fill_blocks=16)
+    assert (chosen.path, chosen.chunks) == ("chunked", 2)
+    assert "fill the GPU" in chosen.reason
+    assert route(few._replace(Lk=65535), device, fill_blocks=16).path == "fused"
+    assert route(few._replace(Lq=64), device, fill_blocks=16).path == "fused"
+    assert route(few, with_tiles(M4_MAX, METAL_TILES), fill_blocks=1000).path == "fused"
+
+
+@pytest.mark.parametrize(
+    ("problem", "path", "provider"),
+    [
+        (ask(STEP, 131072, 256), "unfused", "ext"),
+        (ask(STEP, 16385, 256), "fused", "stock"),
+        (ask(1, 9999, 512, Hkv=16), "stock", "stock"),
+        (ask(STEP, 16385, 256, window=9), "unfused", "ext"),
+    ],
+)
+def test_a_kernel_that_failed_is_not_taken(problem, path, provider):
+    device = with_tiles(M4_MAX, METAL_TILES)
+    bounds = limits.of(device)
+    assert router.route(problem, device, bounds).provider == "ext"
+    chosen = router.route(problem, device, bounds, failed="sdpa_prefill_x")
+    assert (chosen.path, chosen.provider) == (path, provider)
+    assert chosen == router.route(problem, M4_MAX, bounds)._replace(reason=chosen.reason)
+    assert "sdpa_prefill_x of this package failed here" in chosen.reason
+    with pytest.raises(ValueError, match=r"'chunked' cannot serve.*sdpa_prefill_x of this package"):
+        router.route(problem, device, bounds, "chunked", failed="sdpa_prefill_x")
 
 
 def test_fused_min_keys_decides():

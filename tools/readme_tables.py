@@ -13,6 +13,7 @@ import difflib
 import json
 import re
 import sys
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
@@ -124,28 +125,33 @@ TABLES = {"support": support, "environment": environment, "speed": speed, "memor
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
-def rewrite(text: str) -> str:
+def rewrite(text: str, tables: dict[str, Callable[[], str]]) -> str:
     """`text` with every table as the code has it.
 
     Raises:
-        ValueError: a table of TABLES has no place in `text`, or a marker names none of them.
+        ValueError: one of `tables` has no place in `text`, or a marker names none of them.
     """
     names = [match[2] for match in BLOCK.finditer(text)]
-    if sorted(names) != sorted(TABLES):
-        raise ValueError(f"tables: got {names}, expected one each of {list(TABLES)}")
-    return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[3]}", text)
+    if sorted(names) != sorted(tables):
+        raise ValueError(f"tables: got {names}, expected one each of {list(tables)}")
+    return BLOCK.sub(lambda match: f"{match[1]}{tables[match[2]]()}\n{match[3]}", text)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, nargs="?", default=ROOT / "README.md")
+def main(
+    arguments: list[str] | None = None,
+    page: Path = ROOT / "README.md",
+    tables: dict[str, Callable[[], str]] = TABLES,
+) -> int:
+    """Rewrites or checks a page: `page` unless the arguments name another."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file", type=Path, nargs="?", default=page)
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
     options = parser.parse_args(arguments)
     before = options.file.read_text(encoding="utf-8")
-    after = rewrite(before)
+    after = rewrite(before, tables)
     if options.check:
         lines = [text.splitlines(keepends=True) for text in (before, after)]
-        names = (str(options.file), "tools/readme_tables.py")
+        names = (str(options.file), Path(sys.argv[0]).name)
         sys.stdout.writelines(difflib.unified_diff(*lines, *names))
         return int(before != after)
     options.file.write_text(after, encoding="utf-8")

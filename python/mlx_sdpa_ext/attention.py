@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from . import _ext, router
+from . import _ext, plans, router, software
 from . import device as devices
 from . import limits as settings
+from .first_use import Gate
 from .stats import record
 from .words import Device, Limits, Problem, Route, Support
 
@@ -76,8 +77,10 @@ def scaled_dot_product_attention(
         TypeError: an argument is of the wrong type.
     """
     problem = _problem(q, k, v, mask, sinks, window, softcap, return_lse)
+    stream = devices.stream_of(stream)
     place = place_of(stream)
-    route = place.route(problem, path, force_fused)
+    call = (q, k, v, mask, sinks)
+    route = place.route(problem, path, force_fused, call)
     arguments = {"scale": scale, "mask": mask, "sinks": sinks, "stream": stream}
     try:
         result = _run(route, problem, q, k, v, arguments)
@@ -86,7 +89,7 @@ def scaled_dot_product_attention(
             raise
         # Asked for a kernel that it would not have chosen, stock MLX refuses some calls that it
         # else takes: with an array mask while a gradient is traced, which cannot be seen from here.
-        route = place.route(problem, "unfused", False)._replace(reason=REFUSED_BY_STOCK)
+        route = place.route(problem, "unfused", False, call)._replace(reason=REFUSED_BY_STOCK)
         result = _run(route, problem, q, k, v, arguments)
     record(route)
     return result
@@ -144,7 +147,7 @@ def merge(
     Raises:
         ValueError: there are none, their numbers differ, or shapes or dtypes do not fit.
     """
-    return _ext.merge(list(outputs), list(lses), stream=stream)
+    return _ext.merge(list(outputs), list(lses), stream=devices.stream_of(stream))
 
 
 def explain(
@@ -165,11 +168,13 @@ def explain(
     """What `scaled_dot_product_attention` with these arguments would do, and why.
 
     Nothing is computed: shapes and dtypes are looked at only. `scale` plays no part. Of a call of
-    ours, `kernel` is the name of the kernel, `transient_bytes` includes its scratch memory.
+    ours, `kernel` is the name of the kernel, `transient_bytes` includes its scratch memory. On
+    Metal the kernels of ours are taken to work; those that failed in this process are in `stats()`.
 
     Returns:
         A Route: path, provider ("ext", this package, or "stock"), kernel, reason, transient_bytes,
-        flops, chunks, chunk_size, block_rows.
+        flops, chunks, chunk_size, block_rows; of Metal kernels of ours also threads,
+        threadgroup_bytes, splits, dispatches, dispatch_flops and dispatch_ms (of the longest).
 
     Raises:
         ValueError: as `scaled_dot_product_attention`.
@@ -177,29 +182,8 @@ def explain(
     """
     problem = _problem(q, k, v, mask, sinks, window, softcap, return_lse)
     place = place_of(stream)
-    return planned(
-        router.route(problem, place.device, place.limits, path, force_fused), problem, place.device
-    )
-
-
-def planned(route: Route, problem: Problem, device: Device) -> Route:
-    """`route` with the kernel and the scratch memory that the plan of our kernels says."""
-    if route.provider != "ext" or route.path not in ("fused", "chunked"):
-        return route
-    sizes = problem[: Problem._fields.index("dtype") + 1]
-    plan = _ext.plan(
-        *sizes,
-        mask=problem.mask,
-        window=problem.window or 0,
-        softcap=problem.softcap is not None,
-        sinks=problem.sinks,
-        want_lse=problem.want_lse,
-        chunk_size=route.chunk_size,
-        backend=device.backend,
-        arch=device.arch,
-    )
-    scratch = plan["tile_bytes"] + plan["scratch_bytes"]
-    return route._replace(kernel=plan["kernel"], transient_bytes=scratch)
+    route = router.route(problem, place.device, place.limits, path, force_fused)
+    return plans.planned(route, problem, place.device, place.limits)
 
 
 def supports(
@@ -250,6 +234,9 @@ def _of_backend(backend: str | None) -> Device:
 STAND_INS = {"cpu": "baseline", "metal": "applegpu_g13g", "cuda": "sm_90"}
 
 
+Call = tuple[mx.array, mx.array, mx.array, Any, Any]  # q, k, v, mask, sinks
+
+
 class _Place:
     """A device with its limits, and the routes already asked for there."""
 
@@ -257,19 +244,42 @@ class _Place:
         self.device = device
         self.limits = limits
         self.log = log
-        self.routes: dict[tuple[Problem, str, bool], Route] = {}
+        self.gate = Gate(device, limits) if device.backend == "metal" else None
+        self.routes: dict[tuple[Any, ...], Route] = {}
 
-    def route(self, problem: Problem, path: str, force_fused: bool) -> Route:
-        """`router.route`, remembered: the layers of a model ask the same at each step."""
-        key = (problem, path, force_fused)
+    def route(self, problem: Problem, path: str, force_fused: bool, call: Call) -> Route:
+        """`router.route`, remembered: the layers of a model ask the same at each step.
+
+        On a GPU it is one whose kernel works there (first_use.py).
+        """
+        key: tuple[Any, ...] = (problem, path, force_fused)
+        if self.gate and problem.mask == "additive":
+            key = (*key, call[3].dtype)  # kernels are specialised for it
         route = self.routes.get(key)
         if route is None:
             route = router.route(problem, self.device, self.limits, path, force_fused)
+            if self.gate and route.provider == "ext" and route.path in ("fused", "chunked"):
+                route = self._that_works(route, problem, path, force_fused, call)
+            if self.device.software:  # where stock MLX has no kernel that it could be told to use
+                route = route._replace(forces_stock=False)
             if len(self.routes) >= ROUTES_KEPT:
                 self.routes.clear()
             self.routes[key] = route
             self.announce(route, problem)
         return route
+
+    def _that_works(
+        self, route: Route, problem: Problem, path: str, force_fused: bool, call: Call
+    ) -> Route:
+        q, k, v, mask, sinks = call
+        failure = self.gate.failure(
+            problem, q, k, v, mask=mask, sinks=sinks, chunk_size=route.chunk_size
+        )
+        if failure is None:
+            return route
+        return router.route(
+            problem, self.device, self.limits, path, force_fused, failed=failure.kernel
+        )
 
     def announce(self, route: Route, problem: Problem) -> None:
         if not self.log:
@@ -300,6 +310,8 @@ def place_of(stream: Any) -> _Place:
     in_force = _in_force
     if in_force is None or in_force.settings is not chosen:
         _ext.set_cpu_threads(chosen.cpu_threads or 0)
+        if chosen.software_arch is None:
+            software.use(None)
         if chosen.log:
             _log_to_stderr()
         in_force = _in_force = _InForce(chosen, {})

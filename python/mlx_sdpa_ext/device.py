@@ -1,9 +1,14 @@
-"""The Device that a stream, a device or the current default stands for."""
+"""The Device that a stream, a device or the current default stands for.
+
+The setting `device` (limits.py) changes the default, for calls without a stream; with
+`software-metal` the CPU stands for an Apple GPU (software.py).
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext
+from . import _ext, limits
 from .words import Device, Tile, has_neural_accelerators
 
 
@@ -23,14 +28,44 @@ def current(stream: Any = None) -> Device:
 
     Raises:
         TypeError: `stream` is none of these.
-        ValueError: it is a GPU, and this MLX has none.
+        ValueError: it is a GPU, and this MLX has none; or the setting `device` has a value that is
+            not allowed, or names a device that is not here.
     """
     where = mlx_device(stream)
-    key = where.type if _single(where.type) else str(where)
+    arch = limits.settings().software_arch
+    software = arch is not None and where.type == mx.cpu
+    if software:
+        key: Any = arch
+    else:
+        key = where.type if _single(where.type) else str(where)
     found = _found.get(key)
     if found is None:
-        found = _found[key] = _detect(where)
+        found = _found[key] = _software(arch) if software else _detect(where)
     return found
+
+
+def stream_of(stream: Any) -> Any:
+    """`stream`, or for None where the setting `device` says that attention runs.
+
+    Raises:
+        ValueError: it says metal, and this MLX has no such GPU.
+    """
+    if stream is not None:
+        return stream
+    chosen = limits.settings().device
+    if chosen is None:
+        return None
+    if chosen != "metal":  # cpu, or what stands for a GPU there
+        return mx.cpu
+    if not mx.metal.is_available():
+        raise ValueError(f"{limits.DEVICE}: got 'metal', and this MLX has no Metal GPU")
+    return mx.gpu
+
+
+def default() -> AbstractContextManager[Any]:
+    """Inside, operations without a stream run where the setting `device` says."""
+    stream = stream_of(None)
+    return nullcontext() if stream is None else mx.stream(stream)
 
 
 def mlx_device(stream: Any) -> mx.Device:
@@ -38,7 +73,9 @@ def mlx_device(stream: Any) -> mx.Device:
 
     Raises:
         TypeError: `stream` is not what MLX takes.
+        ValueError: as `stream_of`.
     """
+    stream = stream_of(stream)
     if stream is None:
         return mx.default_device()
     if isinstance(stream, mx.Device):
@@ -78,6 +115,13 @@ def _detect(where: mx.Device) -> Device:
     if mx.cuda.is_available():
         return _device("cuda", str(info["architecture"]), int(info["total_memory"]))
     raise ValueError(f"stream: got {where}, and this MLX has no GPU")
+
+
+def _software(arch: str) -> Device:
+    """The device that the emulator stands for, with the memory of the CPU that it is."""
+    return _device("metal", arch, cpu_memory())._replace(
+        neural_accelerators=has_neural_accelerators(arch), software=True
+    )
 
 
 def _device(backend: str, arch: str, memory: int) -> Device:

@@ -21,6 +21,11 @@ _UNITS |= {prefix + "iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
 MOST_KEYS = 2**31 - 1  # lengths are 32-bit integers in MLX
 MOST_THREADS = 1024
+MOST_MILLISECONDS = 60_000
+DEVICE = "MLX_SDPA_EXT_DEVICE"
+DISPATCH_MS = "MLX_SDPA_EXT_DISPATCH_MS"
+SOFTWARE_METAL = "software-metal"
+SOFTWARE_ARCH = "applegpu_g15s"  # an M3 Max, unless another is named
 
 
 def _count(first: int, last: int) -> Callable[[str], int]:
@@ -36,6 +41,16 @@ def _switch(text: str) -> bool:
     if text not in ("0", "1"):
         raise ValueError("0 or 1")
     return text == "1"
+
+
+def _device(text: str) -> str:
+    """`cpu`, `metal`, or `software-metal:` with its architecture."""
+    name, _, arch = text.partition(":")
+    if text in ("cpu", "metal"):
+        return text
+    if name != SOFTWARE_METAL or not re.fullmatch(r"(applegpu_g\d+[gsdpc])?", arch):
+        raise ValueError(f"cpu, metal, {SOFTWARE_METAL} or {SOFTWARE_METAL}:{SOFTWARE_ARCH}")
+    return f"{name}:{arch or SOFTWARE_ARCH}"
 
 
 def parse_bytes(text: str) -> int:
@@ -79,8 +94,9 @@ VARIABLES = (
     Variable(
         "MLX_SDPA_EXT_FUSED_MIN_KEYS",
         "16384",
-        "Metal, head dims 129 to 256: `unfused` up to so many keys, if its temporaries fit the "
-        "memory limit; `fused` beyond.",
+        "Metal, head dims 129 to 256, more than 48 query rows: `unfused` up to so many keys, if "
+        "its temporaries fit the memory limit; `fused` beyond. On neural accelerators (M5) only "
+        "if set.",
         _count(0, MOST_KEYS),
         "fused_min_keys",
     ),
@@ -90,6 +106,23 @@ VARIABLES = (
         "What the temporaries of one call may take: bytes, or with a unit as in `512MiB`, `2GB`.",
         parse_bytes,
         "memory_limit",
+    ),
+    Variable(
+        DISPATCH_MS,
+        "250",
+        "Metal: milliseconds that one dispatch, and one command buffer, of this package's kernels "
+        "may take by the estimate of the device's profile, for the sake of the GPU watchdog.",
+        _count(1, MOST_MILLISECONDS),
+        "dispatch_ms",
+    ),
+    Variable(
+        DEVICE,
+        "that of the call's stream",
+        "`cpu` or `metal`: where attention without a `stream` argument runs. `software-metal` or "
+        "`software-metal:applegpu_g13g`: the Metal kernels run on the CPU stream, on an emulator "
+        "in this repository, thousands of times slower than a GPU: for tests.",
+        _device,
+        "device",
     ),
     Variable(
         "MLX_SDPA_EXT_CPU_THREADS",
@@ -122,9 +155,17 @@ class Settings(NamedTuple):
     chunk_size: int | None = None
     fused_min_keys: int | None = None
     memory_limit: int | None = None
+    dispatch_ms: int | None = None
+    device: str | None = None  # "cpu", "metal" or "software-metal:ARCH"
     cpu_threads: int | None = None
     disable: bool | None = None
     log: bool | None = None
+
+    @property
+    def software_arch(self) -> str | None:
+        """The architecture that the software Metal device stands for, where that is asked for."""
+        name, _, arch = (self.device or "").partition(":")
+        return arch if name == SOFTWARE_METAL else None
 
 
 NOTHING_SET = Settings()
@@ -189,11 +230,16 @@ def in_force() -> dict[str, str]:
 
 def of(device: Device, chosen: Settings = NOTHING_SET) -> Limits:
     """The limits of a device: its profile, with the settings on top. Pure."""
-    known = {name: entry.value for name, entry in profile(device.backend, device.arch).items()}
+    # Who sets fused_min_keys wants fused kernels beyond, also where matmuls are faster.
+    accelerated = device.neural_accelerators and chosen.fused_min_keys is None
+    rows = profile(device.backend, device.arch, accelerated)
+    known = {name: entry.value for name, entry in rows.items()}
     plain = Limits._field_defaults
     fused_min_keys = chosen.fused_min_keys
     if fused_min_keys is None:
         fused_min_keys = int(known["fused_min_keys"])
+    profile_ms = known.get("dispatch_ms", 0.0)
+    dispatch_ms = (profile_ms and chosen.dispatch_ms) or profile_ms
     return Limits(
         memory_limit=chosen.memory_limit or int(device.memory * known["memory_fraction"]),
         chunk_threshold=chosen.chunk_threshold or plain["chunk_threshold"],
@@ -202,6 +248,8 @@ def of(device: Device, chosen: Settings = NOTHING_SET) -> Limits:
         chunk_asked=chosen.chunk_threshold is not None,
         fused_dim=int(known["fused_dim"]),
         unfused_dim=int(known["unfused_dim"]),
-        dispatch_flops=int(known["dispatch_flops"]) if "dispatch_flops" in known else 0,
-        fill_blocks=int(known["fill_blocks"]) if "fill_blocks" in known else 0,
+        middle_rows=int(known.get("middle_rows", plain["middle_rows"])),
+        dispatch_flops=int(known["dispatch_flops"] * dispatch_ms / profile_ms) if profile_ms else 0,
+        dispatch_ms=dispatch_ms,
+        fill_blocks=int(known.get("fill_blocks", plain["fill_blocks"])),
     )

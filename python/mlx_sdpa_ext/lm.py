@@ -13,7 +13,10 @@ from typing import Any
 import mlx.core as mx
 
 from . import attention, quantized
+from . import device as devices
+from .first_use import Gate
 from .stats import record, record_fallback
+from .words import Problem, Route
 
 Function = Callable[..., Any]
 REFUSALS = (TypeError, ValueError, RuntimeError)
@@ -161,16 +164,46 @@ def _streamed(
     place = attention.place_of(None)
     problem = quantized.problem_of(q, keys, values, mask, softcap)
     route = quantized.route(problem, place.device, place.limits)
+    if place.gate and route.provider == "ext" and not route.block_rows:
+        failed = _failed_kernel(place.gate, problem, route, q, keys, values, mask)
+        if failed:
+            route = quantized.route(problem, place.device, place.limits, failed)
     out = None
     if route.path != "stock":
         if isinstance(scale, mx.array):
             q, scale = q * scale, 1.0
-        out = quantized.attention(
-            q, keys, values, scale=scale, mask=mask, softcap=softcap, route=route
-        )
+        with devices.default():
+            out = quantized.attention(
+                q, keys, values, scale=scale, mask=mask, softcap=softcap, route=route
+            )
     place.announce(route, problem)
     record(route)
     return out
+
+
+def _failed_kernel(
+    gate: Gate,
+    problem: Problem,
+    route: Route,
+    q: mx.array,
+    keys: quantized.Quantized,
+    values: quantized.Quantized,
+    mask: str | mx.array | None,
+) -> str | None:
+    """The kernel of a block of keys, where it is not to be used on this device."""
+    n = min(route.chunk_size, problem.Lk)
+    block = problem._replace(Lk=n, want_lse=True)
+    dtype = getattr(mx, problem.dtype)
+    k, v = (mx.zeros((problem.B, problem.Hkv, n, D), dtype) for D in (problem.D, problem.Dv))
+    if isinstance(mask, mx.array):
+        mask = mask[..., :n]
+    for carry in (False, True)[: route.chunks]:  # the first block; those after it
+        failure = gate.failure(
+            block, q.astype(dtype), k, v, mask=mask, float32_out=True, carry=carry
+        )
+        if failure:
+            return failure.kernel
+    return None
 
 
 def _left_to(found: Function, error: Exception, *args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from . import _ext
-from .router import block_rows, flops, unfused_bytes
+from .router import FEW_ROWS, block_rows, flops, unfused_bytes
 from .words import ITEMSIZE, Device, Limits, Problem, Route
 
 # Elements of K and V in one block. Large enough that carrying (O, lse) costs little beside the
@@ -58,13 +58,13 @@ class Quantized(NamedTuple):
         return {} if self.mode == "affine" else {"mode": self.mode}
 
 
-def route(problem: Problem, device: Device, limits: Limits) -> Route:
+def route(problem: Problem, device: Device, limits: Limits, failed: str | None = None) -> Route:
     """Which path attention over a quantized cache takes. Pure.
 
     mlx-lm's own function multiplies by the quantized cache without dequantizing it, but holds all
-    the scores.
+    the scores. `failed`: the kernel of ours for a block, where it has failed on the device.
     """
-    fused = [tile for tile in device.tiles if tile.serves(problem)]
+    fused = not failed and any(tile.serves(problem) for tile in device.tiles)
     block = block_keys(problem)
     chunks = max(1, -(-problem.Lk // block))
     rows = problem.B * problem.Hq * problem.Lq
@@ -80,27 +80,40 @@ def route(problem: Problem, device: Device, limits: Limits) -> Route:
         chunks=chunks,
         chunk_size=block,
     )
-    if fused:
-        return answer
+    why = f"{failed} of this package failed here; " if failed else ""
     scores = 2 * rows * problem.Lk * ITEMSIZE[problem.dtype]  # before and after the softmax
-    if scores <= limits.memory_limit and problem.softcap is None:
+    fits = scores <= limits.memory_limit and problem.softcap is None
+    if fits and (not fused or _packed_is_faster(problem, device, limits)):
         return answer._replace(
             path="stock",
             provider="stock",
             kernel="quantized matmul, softmax, quantized matmul",
-            reason="the scores of mlx-lm's quantized attention fit the memory limit",
+            reason=f"{why}the scores of mlx-lm's quantized attention fit the memory limit",
             transient_bytes=scores,
             chunks=1,
             chunk_size=0,
         )
+    if fused:
+        return answer
     fixed = block_bytes + 2 * carry_bytes  # the merge has both parts and their sum
     one_block = problem._replace(Lk=block, want_lse=True)
     rows_at_once = block_rows(one_block, limits.memory_limit - fixed)
+    why = why or "no fused kernel for it here; "
     return answer._replace(
-        reason="no fused kernel for it here: stock operations on a block at a time",
+        reason=f"{why}stock operations on a block at a time",
         transient_bytes=fixed + unfused_bytes(one_block, rows_at_once),
         block_rows=rows_at_once,
     )
+
+
+def _packed_is_faster(problem: Problem, device: Device, limits: Limits) -> bool:
+    """Whether mlx-lm's function is the faster one.
+
+    On Metal it reads the packed cache, a quarter or half of the bytes, and its matmuls go at the
+    speed of the unfused path.
+    """
+    few = problem.Lq <= FEW_ROWS or problem.Lk <= limits.fused_min_keys
+    return device.backend == "metal" and few
 
 
 def block_keys(problem: Problem) -> int:

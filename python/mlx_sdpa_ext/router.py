@@ -3,12 +3,13 @@
 The questions, in this order:
 1. Is a path, or the `chunked` path by MLX_SDPA_CHUNK_THRESHOLD, asked for?
 2. Would stock MLX run the call fused by itself? Then it does (stock.py).
-3. Is there a fused kernel of ours, and is it the fastest path at this head dim (Limits.fused_dim)?
+3. Is there a fused kernel of ours, and is it the fastest path for so few query rows
+   (Limits.middle_rows) or at this head dim (Limits.fused_dim)?
 4. Do the temporaries of the unfused path fit the memory limit, and are the keys few enough
    (Limits.fused_min_keys)?
-5. Would one dispatch run so long that the GPU watchdog ends it? Kernels of ours split their grid;
-   stock's are not used for more than Limits.dispatch_flops; keys are split where rows and heads
-   are too few to fill the GPU (Limits.fill_blocks).
+5. Would one dispatch run so long that the GPU watchdog ends it? Kernels of ours cut their grid into
+   dispatches of bounded work (src/plan.cpp), and split the keys themselves where rows and heads
+   are too few to fill the GPU. Stock's are not forced for more than Limits.dispatch_flops.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ EXACT_SCORE_BYTES = 16
 # keys that all of its rows see hidden. On an H200 (MLX 0.32.4, D 256, bfloat16, 2026-11-21) blocks
 # of 1024 rows took 0.9 of the time of one block at 8192 x 8192, and 1.2 to 2.1 at 2048 rows.
 SKIPPING_ROWS = 4096
+# Of stock's matmul and the fused kernel that Limits.dispatch_flops was measured with: 64 heads,
+# 2048 x 16384, head dim 256 took 124 and 249 ms (M2 Ultra, ml-explore/mlx PR #3293).
+MATMUL_SPEED = 2
 FEW_ROWS = VECTOR_ROWS  # query rows of a decode step, speculative ones included
+# Kernels of these backends split the keys themselves where they would leave the device idle
+# (src/plan.cpp), in one pass and a merge: no need for chunks, one after the other.
+SPLITTING = ("cpu", "metal")
 
 Reason = str
 
@@ -38,6 +45,7 @@ def route(
     limits: Limits,
     path: str = "auto",
     force_fused: bool = False,
+    failed: str | None = None,
 ) -> Route:
     """The route of one call.
 
@@ -47,14 +55,16 @@ def route(
         limits: what bounds the choice there (`limits.of`).
         path: "auto", or the path to take: "fused", "unfused", "chunked" or "stock".
         force_fused: the same as path="fused".
+        failed: the kernel of ours for this call, where it has failed on the device: the route is
+            one without it.
 
     Raises:
         ValueError: `path` is unknown or contradicts `force_fused`, or the path asked for cannot
             serve the call; the message says why, and what can.
     """
     if path != "auto" or force_fused:
-        return _forced(problem, device, limits, _asked(path, force_fused))
-    tile = _tile(problem, device)
+        return _forced(problem, device, limits, _asked(path, force_fused), failed)
+    tile = None if failed else _tile(problem, device)
     if limits.chunk_asked and tile and problem.Lk >= limits.chunk_threshold:
         return _chunked(problem, tile, limits, "asked for by MLX_SDPA_CHUNK_THRESHOLD")
     cannot = inexpressible(problem)
@@ -62,6 +72,8 @@ def route(
     if stock and stock.bounded:
         return _stock(problem, stock)
     reason = stock.reason if stock else f"{cannot}"  # why stock does not do it by itself ...
+    if failed:
+        reason = f"{reason}; {_no_tile(problem, device, failed)}"
     if tile:
         fused, why = _weigh(problem, limits)
         reason = f"{reason}; {why}"  # ... and why this path does
@@ -74,7 +86,7 @@ def route(
         reason = f"{reason}; {why}"
         if fused:
             return _fused_by_stock(problem, stock, reason)
-    else:
+    elif not failed:
         reason = f"{reason}; {_no_tile(problem, device)}"
     if stock and problem.Lq <= FEW_ROWS and unfused_bytes(problem) <= limits.memory_limit:
         return _stock(problem, stock, f"{reason}; the scores of few query rows are small")
@@ -92,6 +104,8 @@ def _weigh(p: Problem, limits: Limits) -> tuple[bool, Reason]:
     dim = max(p.D, p.Dv)
     if p.Lq <= FEW_ROWS:
         return True, "a fused kernel reads each key and value once"
+    if p.Lq <= limits.middle_rows:
+        return True, "a fused kernel packs few query rows of a GQA group into one tile"
     if dim <= limits.fused_dim:
         return True, "a fused kernel is the fastest path at this head dim"
     if dim > limits.unfused_dim:
@@ -117,8 +131,8 @@ def _weigh_stock(p: Problem, limits: Limits) -> tuple[bool, Reason]:
 
 def _idle(p: Problem, tile: Tile, limits: Limits) -> bool:
     """Whether a grid over heads and query blocks leaves the GPU idle on very many keys."""
-    if tile.kernel == "decode" or not limits.fill_blocks or p.Lk < limits.chunk_threshold:
-        return False  # decode kernels split the keys themselves
+    if tile.backend in SPLITTING or not limits.fill_blocks or p.Lk < limits.chunk_threshold:
+        return False
     return p.B * p.Hkv * -(-p.Lq * p.gqa // tile.bq) < limits.fill_blocks
 
 
@@ -130,9 +144,11 @@ def _asked(path: str, force_fused: bool) -> str:
     return "fused" if force_fused else path
 
 
-def _forced(p: Problem, device: Device, limits: Limits, path: str) -> Route:
+def _forced(
+    p: Problem, device: Device, limits: Limits, path: str, failed: str | None = None
+) -> Route:
     reason = f"path={path!r} was asked for"
-    tile = _tile(p, device)
+    tile = None if failed else _tile(p, device)
     cannot = inexpressible(p)
     stock = None if cannot else stock_route(p, device)
     if path == "unfused":
@@ -147,7 +163,7 @@ def _forced(p: Problem, device: Device, limits: Limits, path: str) -> Route:
         return _fused(p, tile, reason)
     can = {"fused": _fused_here(stock, tile), "unfused": True, "chunked": tile, "stock": stock}
     others = ", ".join(repr(name) for name in PATHS if can[name])
-    why = cannot if path == "stock" else _why_not_fused(p, device)
+    why = cannot if path == "stock" else _why_not_fused(p, device, failed)
     raise ValueError(
         f"path={path!r} cannot serve this call: {why}. Supported for it are 'auto', {others}."
     )
@@ -160,9 +176,11 @@ def _fused_here(stock: Stock | None, tile: Tile | None) -> str | None:
     return "ext" if tile else None
 
 
-def _why_not_fused(p: Problem, device: Device) -> str:
+def _why_not_fused(p: Problem, device: Device, failed: str | None = None) -> str:
     """Why nobody has a fused kernel for the call, with the head dims and dtypes there are."""
     stock = inexpressible(p) or stock_route(p, device).reason
+    if failed:
+        return f"{stock}; {_no_tile(p, device, failed)}"
     rows = [tile for tile in device.tiles if tile.kernel == "prefill"]
     rows = [row for row in rows if not any(_covers(other, row) for other in rows)]
     if not rows:
@@ -175,8 +193,10 @@ def _why_not_fused(p: Problem, device: Device) -> str:
     )
 
 
-def _no_tile(p: Problem, device: Device) -> Reason:
+def _no_tile(p: Problem, device: Device, failed: str | None = None) -> Reason:
     """Why no kernel of ours serves the call."""
+    if failed:
+        return f"{failed} of this package failed here"
     if not device.tiles:
         return f"this package has no {device.backend} kernels"
     if not any(p.dtype in tile.dtypes for tile in device.tiles):
@@ -230,7 +250,7 @@ def _chunked(p: Problem, tile: Tile, limits: Limits, reason: Reason) -> Route:
 
 
 def _unfused(p: Problem, limits: Limits, reason: Reason) -> Route:
-    rows = block_rows(p, limits.memory_limit)
+    rows = block_rows(p, limits.memory_limit, limits.dispatch_flops)
     scores = unfused_bytes(p, rows)
     if unfused_bytes(p) <= limits.memory_limit:
         fit = "the unfused scores fit the memory limit"
@@ -277,13 +297,19 @@ def _widened_bytes(p: Problem) -> int:
     return 4 * p.B * p.Hkv * p.Lk * p.D if widens else 0
 
 
-def block_rows(p: Problem, memory_limit: int) -> int:
-    """Query rows of one block of the unfused path: at least 1, at most Lq."""
+def block_rows(p: Problem, memory_limit: int, dispatch_flops: int = 0) -> int:
+    """Query rows of one block of the unfused path: at least 1, at most Lq.
+
+    Its scores fit `memory_limit`; each of its matmuls is one dispatch, whose work is bounded too.
+    """
     skips = p.mask == "causal" or p.window is not None
     most = min(p.Lq, SKIPPING_ROWS) if skips else p.Lq
     fixed = _widened_bytes(p)
     one_row = (unfused_bytes(p, most) - fixed) // max(most, 1)
     rows = max(1, min(most, (memory_limit - fixed) // max(one_row, 1)))
+    if dispatch_flops:
+        one_row = 2 * p.B * p.Hq * p.Lk * max(p.D, p.Dv)
+        rows = max(1, min(rows, MATMUL_SPEED * dispatch_flops // max(one_row, 1)))
     blocks = -(-p.Lq // rows)
     return -(-p.Lq // blocks) if blocks else 1  # blocks of equal size
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .first_use import failures
 from .words import Route
 
 REASONS_KEPT = 64  # of fallbacks: they quote errors, which may differ from call to call
@@ -31,12 +32,21 @@ class Stats(Mapping[str, Any]):
         routes: calls by (path, provider, reason).
         fallbacks: calls that this package could not do, left to the function it replaces.
         fallback_reasons: fallbacks by the error that led to them.
+        failed_kernels: GPU kernels of this package that are not used, because they failed in this
+            process or in the self-check of this machine, each with its error. Their calls are among
+            the routes, under the reason that they failed.
     """
 
-    _KEYS = ("calls", "paths", "providers", "reasons", "routes", "fallbacks", "fallback_reasons")
+    _KEYS = (
+        *("calls", "paths", "providers", "reasons", "routes", "fallbacks", "fallback_reasons"),
+        "failed_kernels",
+    )
 
     def __init__(
-        self, routes: Mapping[tuple[str, str, str], int], fallbacks: Mapping[str, int]
+        self,
+        routes: Mapping[tuple[str, str, str], int],
+        fallbacks: Mapping[str, int],
+        failed_kernels: Mapping[str, str],
     ) -> None:
         self.routes = dict(Counter(routes).most_common())
         self.calls = sum(routes.values())
@@ -45,6 +55,7 @@ class Stats(Mapping[str, Any]):
         self.reasons = self._by(2)
         self.fallback_reasons = dict(Counter(fallbacks).most_common())
         self.fallbacks = sum(fallbacks.values())
+        self.failed_kernels = dict(failed_kernels)
 
     def _by(self, field: int) -> dict[str, int]:
         counts: Counter[str] = Counter()
@@ -73,6 +84,8 @@ class Stats(Mapping[str, Any]):
         lines.append(f"fallbacks: {self.fallbacks}")
         for reason, calls in self.fallback_reasons.items():
             lines.append(f"  {calls}: {reason}")
+        for kernel, error in self.failed_kernels.items():
+            lines.append(f"kernel not used: {kernel}: {error}")
         return "\n".join(lines)
 
 
@@ -99,5 +112,6 @@ def reset() -> None:
 
 def stats() -> Stats:
     """The counts since the patch was last turned on, or since the import if it never was."""
+    failed = failures()
     with _lock:
-        return Stats(_routes, _fallbacks)
+        return Stats(_routes, _fallbacks, failed)

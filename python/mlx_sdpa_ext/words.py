@@ -45,7 +45,7 @@ class Tile(NamedTuple):
     """One row of kernels/tiles.def: a compiled kernel of ours and the problems it serves."""
 
     backend: str
-    kernel: str  # "prefill" or "decode"
+    kernel: str  # "prefill", "middle" (prefill with a small tile) or "decode"
     d_min: int
     d_max: int
     dv_min: int
@@ -53,21 +53,29 @@ class Tile(NamedTuple):
     dtypes: tuple[str, ...]
     bq: int  # query rows of the tile; the rows of the heads of one GQA group count together
     bk: int  # keys of the tile
+    wm: int = 1  # Metal: simdgroups over the rows (prefill, middle) or over the keys (decode)
+    wd: int = 1  # Metal: simdgroups over the head dim
 
     @classmethod
     def of(cls, row: Tile | Mapping[str, Any]) -> Tile:
         """A Tile from a row of `_ext.tiles()`."""
         if isinstance(row, Tile):
             return row
-        return cls(**{**row, "dtypes": tuple(row["dtypes"])})
+        fields = {name: row[name] for name in cls._fields if name in row}
+        return cls(**{**fields, "dtypes": tuple(row["dtypes"])})
+
+    @property
+    def threads(self) -> int:
+        """Of one threadgroup (Metal): 32 in each simdgroup."""
+        return 32 * self.wm * self.wd
 
     def serves(self, problem: Problem) -> bool:
-        """As src/plan.cpp asks: a decode tile holds all the rows of one GQA group."""
+        """As src/plan.cpp asks: decode and middle tiles hold all the rows of one GQA group."""
         return (
             self.d_min <= problem.D <= self.d_max
             and self.dv_min <= problem.Dv <= self.dv_max
             and problem.dtype in self.dtypes
-            and (self.kernel != "decode" or problem.Lq * problem.gqa <= self.bq)
+            and (self.kernel == "prefill" or problem.Lq * problem.gqa <= self.bq)
         )
 
 
@@ -82,6 +90,7 @@ class Device(NamedTuple):
     tiles: tuple[Tile, ...] = ()  # kernels of ours that exist on this backend
     tf32: bool = True  # MLX_ENABLE_TF32: float32 may use the neural accelerators
     d512_min_keys: int = 1024  # MLX_SDPA_D512_MIN_KL, from MLX 0.32.4 on
+    software: bool = False  # a stand-in: Metal kernels run on this machine's CPU, for tests
 
     @classmethod
     def named(
@@ -147,7 +156,9 @@ class Limits(NamedTuple):
     # unfused_dim it is taken only where the unfused path cannot stay within memory_limit.
     fused_dim: int = 128
     unfused_dim: int = 256
-    dispatch_flops: int = 0  # work of the longest dispatch the watchdog lets pass; 0 = no bound
+    middle_rows: int = 0  # query rows up to which a fused kernel is taken at any head dim
+    dispatch_flops: int = 0  # work of the longest dispatch of ours; 0 = no bound
+    dispatch_ms: float = 0.0  # what that takes, estimated
     fill_blocks: int = 0  # threadgroups that keep the GPU busy; 0 = nothing to fill
 
 
@@ -168,6 +179,13 @@ class Route(NamedTuple):
     chunk_size: int = 0  # keys of one part; 0 = not split
     block_rows: int = 0  # `unfused`: query rows of one block; 0 = all at once
     forces_stock: bool = False  # stock MLX is told force_fused=True
+    # Of kernels of ours on Metal, where `explain` is asked:
+    threads: int = 0  # of one threadgroup
+    threadgroup_bytes: int = 0  # of its memory
+    splits: int = 1  # parts of the keys that are attended at once and merged
+    dispatches: int = 0  # kernel launches, merges included
+    dispatch_flops: int = 0  # work of the longest of them
+    dispatch_ms: float = 0.0  # what it takes, estimated by the device's class
 
 
 class Support(NamedTuple):

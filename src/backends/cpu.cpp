@@ -10,89 +10,13 @@
 #include "kernels/cpu/kernels.h"
 #include "src/backends/cpu_device.h"
 #include "src/backends/cpu_pool.h"
+#include "src/launch.h"
 
 namespace sdpa::cpu {
 
 namespace {
 
 using mx::array;
-
-DType dtype_of(const array& x) {
-  return x.dtype() == mx::float32   ? DType::F32
-         : x.dtype() == mx::float16 ? DType::F16
-                                    : DType::BF16;
-}
-
-Strides strides_of(const array& x) {
-  return {
-      x.shape(0) == 1 ? 0 : x.strides(0),
-      x.shape(1) == 1 ? 0 : x.strides(1),
-      x.shape(2) == 1 ? 0 : x.strides(2),
-      // a single column is as good as contiguous, and lets vector loads be chosen
-      x.shape(3) == 1 ? 1 : x.strides(3),
-  };
-}
-
-Problem problem_of(const Inputs& in, const Attributes& a) {
-  return {
-      .B = in.q.shape(0),
-      .Hq = in.q.shape(1),
-      .Hkv = in.k.shape(1),
-      .Lq = in.q.shape(2),
-      .Lk = in.k.shape(2),
-      .D = in.q.shape(3),
-      .Dv = in.v.shape(3),
-      .dtype = dtype_of(in.q),
-      .causal = a.causal,
-      .window = a.window,
-      .mask = !in.mask                        ? MaskKind::None
-              : in.mask->dtype() == mx::bool_ ? MaskKind::Bool
-                                              : MaskKind::Additive,
-      .softcap = a.softcap != 0.f,
-      .sinks = in.sinks != nullptr,
-      .want_lse = a.want_lse,
-      .want_f32 = a.want_f32,
-      .q_offset = in.q_offset(a),
-      .chunk_size = a.chunk_size,
-  };
-}
-
-Params params_of(const Problem& p, const Inputs& in, const Attributes& a) {
-  Params out{
-      .B = p.B,
-      .Hq = p.Hq,
-      .Hkv = p.Hkv,
-      .group = p.Hq / p.Hkv,
-      .Lq = p.Lq,
-      .Lk = p.Lk,
-      .D = p.D,
-      .Dv = p.Dv,
-      .q_offset = p.q_offset,
-      .causal = p.causal,
-      .window = p.window,
-      .scale = a.scale,
-      .softcap = a.softcap,
-      .dtype = p.dtype,
-      .mask = p.mask,
-      .mask_dtype = DType::F32,
-      .Qs = strides_of(in.q),
-      .Ks = strides_of(in.k),
-      .Vs = strides_of(in.v),
-      .Ms = {},
-      .sink_batch = 0,
-      .sink_head = 0,
-  };
-  if (in.mask) {
-    out.mask_dtype = dtype_of(*in.mask);
-    out.Ms = strides_of(*in.mask);
-    if (in.mask->shape(3) == 1) out.Ms.col = p.Lk == 1 ? 1 : 0;  // broadcast over the keys
-  }
-  if (in.sinks) {
-    out.sink_batch = in.sinks->shape(0) == 1 ? 0 : in.sinks->strides(0);
-    out.sink_head = in.sinks->strides(1);
-  }
-  return out;
-}
 
 // Scratch from MLX's allocator, so that its memory figures include it.
 template <typename T>
@@ -105,8 +29,6 @@ T* scratch(int64_t bytes, mx::cpu::CommandEncoder& encoder) {
   auto address = reinterpret_cast<uintptr_t>(block.data<uint32_t>());
   return reinterpret_cast<T*>((address + kAlign - 1) / kAlign * kAlign);
 }
-
-void allocate(array& x) { x.set_data(mx::allocator::malloc(x.nbytes())); }
 
 // One evaluation, complete with its memory: what runs on the stream's thread.
 struct Launch {
@@ -294,7 +216,7 @@ void eval_merge(const std::vector<array>& inputs, std::vector<array>& outputs, m
       .row0 = 0,
       .row1 = 0,
       .Dv = outputs[0].shape(-1),
-      .dtype = dtype_of(outputs[0]),
+      .dtype = dtype_of(outputs[0].dtype()),
       .in_f32 = false,
       .out_f32 = false,
       .out = outputs[0].data<void>(),

@@ -116,6 +116,13 @@ def run(
 @app.command()
 def doctor(
     ctx: typer.Context,
+    selftest: Annotated[
+        bool,
+        typer.Option("--selftest", help="Also run every kernel of this device beside stock MLX."),
+    ] = False,
+    only: Annotated[
+        str, typer.Option(help="With --selftest: kernels whose name contains this.", metavar="TEXT")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Check the installation: versions, build, device, who fuses what, environment in force.
@@ -124,7 +131,9 @@ def doctor(
     """
     from . import doctor as command
 
-    raise typer.Exit(command.doctor(ctx.obj.refusal, as_json))
+    if only and not selftest:
+        fail("doctor: --only is for --selftest")
+    raise typer.Exit(command.doctor(ctx.obj.refusal, as_json, only if selftest else None))
 
 
 @app.command(

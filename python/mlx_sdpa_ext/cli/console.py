@@ -12,9 +12,9 @@ from rich.console import Console
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes; 130 is 128 + SIGINT
 
 
-def out() -> Console:
+def out(width: int | None = None) -> Console:
     """The console of results (standard output), looked up anew so that redirection works."""
-    return Console(file=sys.stdout, highlight=False)
+    return Console(file=sys.stdout, highlight=False, width=width)
 
 
 def err() -> Console:

@@ -24,6 +24,7 @@ HEAD_DIMS = (
     (576, 512),
 )
 DTYPES = ("float32", "float16", "bfloat16")
+WIDE = 140  # columns, of a table of kernels: their names are long
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Findings:
     backends: dict[str, str] = field(default_factory=dict)
     device: dict[str, Any] | None = None
     limits: dict[str, Any] | None = None
+    failed_kernels: dict[str, str] = field(default_factory=dict)  # kernel -> what is wrong
+    selftest: list[dict[str, Any]] | None = None  # selftest.selftest, if asked for
     head_dims: list[dict[str, Any]] = field(default_factory=list)
     environment: list[dict[str, Any]] = field(default_factory=list)
     patch: list[dict[str, Any]] = field(default_factory=list)
@@ -45,10 +48,11 @@ class Findings:
         self.problems.append({"what": what.strip(), "mend": mend.strip()})
 
 
-def doctor(refusal: ImportError | None, as_json: bool) -> int:
+def doctor(refusal: ImportError | None, as_json: bool, selftest: str | None = None) -> int:
     """Prints the findings; returns exit code 1 if there is a problem.
 
-    refusal: what `import mlx_sdpa_ext` raised, if it did
+    refusal:  what `import mlx_sdpa_ext` raised, if it did
+    selftest: None, or a part of the names of the kernels to run
     """
     found = Findings(versions=machine.versions())
     _look_at_build(found)
@@ -62,9 +66,9 @@ def doctor(refusal: ImportError | None, as_json: bool) -> int:
             what.removesuffix(" To mend it:"), mend or _mend.rebuild(_mend.installed_mlx())
         )
     else:
-        if environment_is_good:
-            _look_at_device(found)
+        if environment_is_good and _look_at_device(found):
             _try_kernel(found)
+            _look_at_kernels(found, selftest)
         _look_at_patch(found)
     if as_json:
         print_json({"ok": not found.problems, **vars(found)})
@@ -112,16 +116,22 @@ def _look_at_environment(found: Findings) -> bool:
     return good
 
 
-def _look_at_device(found: Findings) -> None:
+def _look_at_device(found: Findings) -> bool:
+    """Whether there is a device to compute on."""
     import mlx.core as mx
 
     from .. import _ext, limits, router
     from .. import device as devices
 
-    device = devices.current()
+    try:
+        device = devices.current()
+    except ValueError as error:  # the environment names one that is not here
+        found.problem(str(error), f"unset {limits.DEVICE}")
+        return False
     cpu = _ext.cpu()
     found.device = {
         **machine.device(),
+        "software": device.software,
         "cpu_isa": cpu["isa"],
         "cpu_isas": list(cpu["isas"]),
     }
@@ -130,6 +140,11 @@ def _look_at_device(found: Findings) -> None:
     for backend, available in here.items():
         ours = "kernels of ours" if backend in kernels else "no kernels of ours"
         found.backends[backend] = f"{'available' if available else 'not here'}, {ours}"
+    if device.software:
+        found.backends["metal"] += ", emulated on the CPU"
+        found.notes.append(SOFTWARE)
+    if device.backend == "metal":
+        found.notes.append(WATCHDOG.format(bound=limits.DISPATCH_MS))
     bounds = limits.of(device, limits.settings())
     found.limits = bounds._asdict()
     for d, dv in HEAD_DIMS:
@@ -138,6 +153,50 @@ def _look_at_device(found: Findings) -> None:
             support = router.supports(d, dv, dtype, device)
             row[dtype] = {"prefill": support.prefill, "decode": support.decode}
         found.head_dims.append(row)
+    return True
+
+
+SOFTWARE = (
+    "software-metal: THERE IS NO GPU AT WORK HERE. Metal kernels are emulated "
+    "on the CPU, thousands of times slower; it is for tests, and its times mean nothing"
+)
+WATCHDOG = (
+    'should macOS end a command with "Impacting Interactivity" (the GPU watchdog): kernels of this '
+    "package keep to {bound}, which may be lowered; for what other kernels take, users report that "
+    "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment helps"
+)
+
+
+def _look_at_kernels(found: Findings, selftest: str | None) -> None:
+    """What the self-check of GPU kernels found on this machine, or finds now."""
+    from .. import attention, first_use, verdicts
+    from . import selftest as command
+
+    place = attention.place_of(None)
+    if selftest is not None:
+        if place.gate:
+            place.gate.open()
+        found.selftest = command.selftest(place.device, place.limits, selftest)
+        for row in found.selftest:
+            errors = {name: r["error"] for name, r in row["features"].items() if r["error"]}
+            if errors:
+                kernel = f"{row['kernel']} ({', '.join(errors)})"
+                found.failed_kernels[kernel] = next(iter(errors.values()))
+        if not found.selftest:
+            found.problem(
+                f"--only {selftest}: no kernel of this device is named so", "leave it out"
+            )
+    elif place.gate:
+        if not place.device.software:
+            known = verdicts.of(place.device)
+            found.failed_kernels |= {kernel: error for kernel, error in known.items() if error}
+        found.failed_kernels |= first_use.failures()
+    for kernel, error in found.failed_kernels.items():
+        found.problem(
+            f"the kernel {kernel} is not used here: {error}",
+            "stock MLX takes its place until then: report it, with the output of "
+            "mlx-sdpa-ext doctor --selftest --json",
+        )
 
 
 def _try_kernel(found: Findings) -> None:
@@ -196,6 +255,8 @@ def _look_at_patch(found: Findings) -> None:
 
 def _print(found: Findings) -> None:
     console = out()
+    if found.device and found.device["software"]:
+        console.print(f"*** {SOFTWARE} ***\n", style="bold red", markup=False)
     for title, rows in _sections(found):
         table = Table.grid(padding=(0, 2))
         for row in rows:
@@ -205,6 +266,10 @@ def _print(found: Findings) -> None:
         console.print()
     if found.head_dims:
         console.print(_head_dims(found))
+    if found.selftest:
+        from .selftest import table
+
+        out(width=WIDE).print(table(found.selftest))
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
     for problem in found.problems:

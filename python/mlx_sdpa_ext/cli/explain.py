@@ -11,6 +11,9 @@ from .console import bytes_text, fail, out, print_json
 
 MASKS = ("none", "causal", "bool", "additive")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+# Of the estimate, which is a slow kernel's on the slowest GPU of the class. The watchdog ends a
+# command buffer after 1 to 2 s while the display is active, after about 5 s else.
+WATCHDOG_MS = 2000
 ARCHITECTURES = {"metal": "applegpu_g16s", "cuda": "sm_90", "cpu": "avx512"}  # an example each
 
 
@@ -43,14 +46,14 @@ class Where:
 
 def explain(call: Call, where: Where, as_json: bool) -> None:
     """Prints the route; ends with one message and exit code 2 when it is asked wrongly."""
-    from .. import attention, limits, router
+    from .. import limits, plans, router
 
     try:
         problem = _problem(call)
         device = _device(where)
         bounds = limits.of(device, limits.settings())
         route = router.route(problem, device, bounds, call.path)
-        route = attention.planned(route, problem, device)
+        route = plans.planned(route, problem, device, bounds)
     except (ValueError, TypeError) as error:
         fail(f"explain: {error}")
     if as_json:
@@ -163,9 +166,10 @@ def _print(problem: Any, device: Any, bounds: Any, route: Any) -> None:
         f"v [{p.B}, {p.Hkv}, {p.Lk}, {p.Dv}]  {', '.join(e for e in extras if e and e != 'none')}",
         markup=False,
     )
-    accelerators = ", neural accelerators" if device.neural_accelerators else ""
+    extra = ", neural accelerators" if device.neural_accelerators else ""
+    extra += ", played by this CPU in software" if device.software else ""
     console.print(
-        f"on {device.backend} {device.arch}{accelerators}, {bytes_text(device.memory)}, "
+        f"on {device.backend} {device.arch}{extra}, {bytes_text(device.memory)}, "
         f"MLX {device.mlx}\n",
         markup=False,
     )
@@ -174,6 +178,7 @@ def _print(problem: Any, device: Any, bounds: Any, route: Any) -> None:
         "path": route.path,
         "by": "mlx-sdpa-ext" if route.provider == "ext" else "stock MLX",
         "kernel": route.kernel,
+        **_launch(problem, route, device, bounds),
         "reason": route.reason,
         "memory": f"{bytes_text(route.transient_bytes)} above inputs and output "
         f"(all scores at once: {bytes_text(unfused_bytes(p))}; "
@@ -187,3 +192,34 @@ def _print(problem: Any, device: Any, bounds: Any, route: Any) -> None:
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, markup=False)
+
+
+def _launch(problem: Any, route: Any, device: Any, bounds: Any) -> dict[str, str]:
+    """On Metal: what is launched, and how long the longest dispatch may be."""
+    from ..plans import estimated_ms
+
+    if device.backend != "metal":
+        return {}
+    if route.dispatches:
+        rows = {
+            "threadgroup": f"{route.threads} threads, {bytes_text(route.threadgroup_bytes)} of its "
+            "memory"
+        }
+        if route.splits > 1:
+            rows["splits"] = f"{route.splits} parts of the keys at once, then merged"
+        of = "1" if route.dispatches == 1 else f"{route.dispatches:,}, the longest"
+        rows["dispatches"] = (
+            f"{of} of {route.dispatch_flops / 1e9:,.4g} GFLOP, about {route.dispatch_ms:,.3g} ms "
+            f"(at most {bounds.dispatch_ms:g} ms, by estimate)"
+        )
+        return rows
+    ours = any(tile.serves(problem) for tile in device.tiles)
+    if ours and route.provider == "stock" and route.kernel == "full":
+        ms = estimated_ms(route.flops, bounds)
+        if ms > WATCHDOG_MS:
+            return {
+                "watchdog": f"one dispatch of up to {ms / 1e3:,.2g} s: should the GPU watchdog end "
+                f"it, set MLX_SDPA_CHUNK_THRESHOLD={problem.Lk} or less, and it takes dispatches "
+                f"of at most {bounds.dispatch_ms:g} ms"
+            }
+    return {}

@@ -70,13 +70,15 @@ def device() -> dict[str, object]:
     import mlx.core as mx
 
     from .. import _ext, limits
-    from ..device import current
+    from ..device import current, mlx_device
 
     here = current()
-    info = mx.device_info(mx.default_device()) if hasattr(mx, "device_info") else {}
+    where = mlx_device(None)
+    info = mx.device_info(where) if hasattr(mx, "device_info") else {}
+    name = info.get("device_name") or platform.processor() or platform.machine()
     return {
         "backend": here.backend,
-        "name": info.get("device_name") or platform.processor() or platform.machine(),
+        "name": f"SOFTWARE, no GPU, on {name}" if here.software else name,
         "architecture": here.arch,
         "memory_bytes": here.memory,
         "neural_accelerators": here.neural_accelerators,

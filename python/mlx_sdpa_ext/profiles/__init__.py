@@ -1,7 +1,7 @@
 """Shipped thresholds per device, as data: each number says where it comes from.
 
-A file applies to the devices whose architecture matches its pattern; of two that give the same
-number, the longer pattern wins.
+A file applies to the devices whose architecture matches its pattern, and only to those with neural
+accelerators if it says so; of two that give the same number, the longer pattern wins.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Profile(NamedTuple):
     backend: str
     arch: str  # pattern: * stands for any characters
     values: dict[str, Value]
+    neural_accelerators: bool  # only where MLX may use them
 
 
 @lru_cache(maxsize=1)
@@ -35,14 +36,16 @@ def shipped() -> tuple[Profile, ...]:
     for file in sorted(Path(__file__).parent.glob("*.json")):
         data = json.loads(file.read_text(encoding="utf-8"))
         values = {name: Value(**entry, file=file.name) for name, entry in data["values"].items()}
-        read.append(Profile(data["backend"], data["arch"], values))
+        accelerated = data.get("neural_accelerators", False)
+        read.append(Profile(data["backend"], data["arch"], values, accelerated))
     return tuple(sorted(read, key=lambda profile: len(profile.arch)))
 
 
-def profile(backend: str, arch: str) -> dict[str, Value]:
+def profile(backend: str, arch: str, neural_accelerators: bool = False) -> dict[str, Value]:
     """What is known of a device: name -> Value."""
     known: dict[str, Value] = {}
     for row in shipped():
-        if row.backend == backend and fnmatchcase(arch, row.arch):
+        applies = row.backend == backend and fnmatchcase(arch, row.arch)
+        if applies and (neural_accelerators or not row.neural_accelerators):
             known.update(row.values)
     return known
