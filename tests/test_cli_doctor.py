@@ -123,7 +123,7 @@ def test_a_kernel_that_does_not_run_is_a_problem(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_kernel_difference", lambda: float("nan"))
     code, output, _ = call_in_process(capsys, "doctor", "--json")
     assert code == 1
-    assert "differs from stock by nan" in json.loads(output)["problems"][0]["what"]
+    assert "differs from the unfused path by nan" in json.loads(output)["problems"][0]["what"]
 
 
 @pytest.mark.parametrize("names", [["typer"], ["rich", "matplotlib"]], ids=" ".join)

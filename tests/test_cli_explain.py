@@ -103,7 +103,7 @@ def test_allocates_nothing_of_these_sizes(capsys):
         (("--q", "1,2,8,64", "--k", "2,2,64,64"), "batch"),
         ((*LONG, "--mask", "diagonal"), "--mask diagonal: expected none, causal, bool or additive"),
         ((*LONG, "--dtype", "int8"), "--dtype int8: expected float32"),
-        ((*LONG, "--path", "fastest"), "'fastest'"),
+        ((*LONG, "--path", "fastest"), "explain: --path: got 'fastest'"),
         ((*LONG, "--window", "0"), "window"),
         ((*LONG[:4], "--window", "5"), "window"),
         ((*LONG, "--softcap", "-1"), "softcap"),
@@ -111,9 +111,9 @@ def test_allocates_nothing_of_these_sizes(capsys):
         ((*LONG, "--backend", "tpu"), "--backend tpu: expected metal, cuda or cpu"),
         ((*LONG, "--backend", "metal"), "--backend metal: name its --arch too"),
         ((*LONG, "--backend", "cuda", "--arch", "applegpu_g15d"), "is metal, not cuda"),
-        ((*LONG, "--arch", "g15"), "'g15'"),
+        ((*LONG, "--arch", "g15"), "explain: --arch: got 'g15'"),
         ((*LONG, "--arch", "sm_90", "--memory", "much"), "--memory much: expected"),
-        ((*LONG, "--arch", "sm_90", "--mlx", "newest"), "'newest'"),
+        ((*LONG, "--arch", "sm_90", "--mlx", "newest"), "explain: --mlx: got 'newest'"),
     ],
 )
 def test_wrong_questions_get_one_message(capsys, args, message):

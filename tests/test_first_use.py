@@ -182,6 +182,36 @@ def test_a_kernel_that_does_not_run(mac, rng, monkeypatch):
     assert close(out, attention.stock_attention(q, k, v, **SETTINGS))
 
 
+def test_what_was_raised_may_pass(mac, rng, monkeypatch, tmp_path):
+    q, k, v = few(rng)
+    raised = []
+
+    def once(check, where):
+        if not raised:
+            raised.append(check)
+            raise RuntimeError("Insufficient Memory")
+        return 0.0
+
+    monkeypatch.setattr(selfcheck, "run", once)
+    with pytest.warns(RuntimeWarning, match="Insufficient Memory .*doctor --selftest"):
+        attention.scaled_dot_product_attention(q, k, v, **SETTINGS)
+    for Lk in (70, 80):  # in this process the kernel stays out of use
+        out = attention.scaled_dot_product_attention(*few(rng, Lk=Lk), **SETTINGS)
+        mx.eval(out)
+    assert len(raised) == 1 and kept(tmp_path) == {}
+    restart(monkeypatch)
+    attention.scaled_dot_product_attention(q, k, v, **SETTINGS)
+    assert list(kept(tmp_path).values()) == [""]
+
+
+def test_merge_runs_where_attention_does(mac, rng, monkeypatch):
+    opened = []
+    monkeypatch.setattr(first_use.Gate, "open", lambda gate: opened.append(gate))
+    out = mx.zeros((1, 2, 3, 8))
+    attention.merge([out, out], [mx.zeros((1, 2, 3))] * 2)
+    assert [gate.device for gate in opened] == [M4_MAX]
+
+
 def test_a_cache_folder_that_cannot_be_written(mac, rng, monkeypatch, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")

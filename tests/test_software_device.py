@@ -150,6 +150,19 @@ def test_explain_says_that_it_is_software():
     assert answer["route"]["kernel"].startswith("sdpa_prefill_bfloat16_d256")
 
 
+def test_the_cpu_may_still_be_asked_about(chosen):
+    chosen("software-metal")
+    assert device.current(mx.cpu).backend == "metal"
+    assert device.cpu().backend == "cpu" and device.cpu() is device.cpu()
+    assert "fused by this package" in attention.supports(300, backend="cpu").reason
+    done = call("explain", "--q", "1,8,64,256", "--k", "1,2,64,256", "--backend", "cpu")
+    assert "on cpu " in done.stdout, done.stderr
+    done = call(
+        *("explain", "--q", "1,8,64,256", "--k", "1,2,64,256", "--backend", "cpu"), env=SOFTWARE
+    )
+    assert "on cpu " in done.stdout, done.stderr
+
+
 def test_the_settings_that_are_not_here_are_a_finding():
     if mx.metal.is_available():
         pytest.skip("this machine has Metal")

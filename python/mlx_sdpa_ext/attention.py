@@ -147,7 +147,11 @@ def merge(
     Raises:
         ValueError: there are none, their numbers differ, or shapes or dtypes do not fit.
     """
-    return _ext.merge(list(outputs), list(lses), stream=devices.stream_of(stream))
+    where = devices.stream_of(stream)
+    gate = place_of(where).gate
+    if gate:
+        gate.open()
+    return _ext.merge(list(outputs), list(lses), stream=where)
 
 
 def explain(
@@ -227,7 +231,7 @@ def _of_backend(backend: str | None) -> Device:
     if backend in (None, here.backend):
         return here
     if backend == "cpu":
-        return devices.current(mx.cpu)
+        return devices.cpu()
     return Device.named(STAND_INS[backend], mlx=mx.__version__, tiles=devices.tiles())
 
 

@@ -34,13 +34,20 @@ def current(stream: Any = None) -> Device:
     where = mlx_device(stream)
     arch = limits.settings().software_arch
     software = arch is not None and where.type == mx.cpu
-    if software:
-        key: Any = arch
-    else:
-        key = where.type if _single(where.type) else str(where)
+    if where.type == mx.cpu and not software:
+        return cpu()
+    key: Any = arch if software else where.type if _single(where.type) else str(where)
     found = _found.get(key)
     if found is None:
         found = _found[key] = _software(arch) if software else _detect(where)
+    return found
+
+
+def cpu() -> Device:
+    """This machine's CPU, also where it stands for a GPU."""
+    found = _found.get("cpu")
+    if found is None:
+        found = _found["cpu"] = _detect(mx.Device(mx.cpu, 0))
     return found
 
 

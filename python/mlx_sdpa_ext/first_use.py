@@ -51,7 +51,7 @@ class Gate:
         self.limits = limits
         self._is_open = False
         self._answers: dict[tuple[Any, ...], Failure | None] = {}
-        self._checked: set[str] = set()
+        self._verdicts: verdicts.Verdicts = {}  # of this process
 
     def failure(
         self,
@@ -79,8 +79,7 @@ class Gate:
         with _lock:
             if key in self._answers:
                 return self._answers[key]
-            if not self._is_open:
-                self.open()
+            self.open()
             refused = _ext.prepare(
                 *(q, k, v),
                 mask=mask,
@@ -105,11 +104,13 @@ class Gate:
             return found
 
     def open(self) -> None:
-        """Has this device evaluate as its limits say; done at the first call.
+        """Has this device evaluate as its limits say; once, at the first call.
 
         Raises:
             ImportError: this is the software device, and the emulator is not there.
         """
+        if self._is_open:
+            return
         if self.device.software:
             software.use(self.device.arch)
         _ext.set_gpu_limits(
@@ -123,17 +124,16 @@ class Gate:
         """What the self-check says of the call's kernel and features, now or earlier."""
         check = selfcheck.small(problem, self.device, self.limits, chunk_size)
         name = str(check)
-        if name in self._checked:
-            return None
-        book = verdicts.of(self.device)
-        error = book.get(name)
+        error = self._verdicts.get(name)
         if error is None:
-            error = book[name] = run(check, self.device).error
-            verdicts.keep(self.device, book)
-        if error:
-            return Failure(name, error)
-        self._checked.add(name)
-        return None
+            error = verdicts.of(self.device).get(name)
+        if error is None:
+            outcome = run(check, self.device)
+            error = outcome.error
+            if outcome.is_verdict:
+                verdicts.keep(self.device, {name: error})
+        self._verdicts[name] = error
+        return Failure(name, error) if error else None
 
 
 class Outcome(NamedTuple):
@@ -142,6 +142,11 @@ class Outcome(NamedTuple):
     difference: float | None  # from stock, the largest; None if there is no result
     allowed: float
     error: str  # what is wrong; empty if nothing is
+
+    @property
+    def is_verdict(self) -> bool:
+        """Whether the next process may believe it: what was raised may pass, as lack of memory."""
+        return self.difference is not None
 
 
 def run(check: selfcheck.Check, device: Device) -> Outcome:
@@ -159,7 +164,8 @@ def run(check: selfcheck.Check, device: Device) -> Outcome:
 
 def _warn(failure: Failure) -> None:
     warnings.warn(
-        f"mlx_sdpa_ext: {failure.kernel} is not used, stock MLX instead: {failure.error}",
+        f"mlx_sdpa_ext: {failure.kernel} is not used, stock MLX instead: {failure.error} "
+        "(`mlx-sdpa-ext doctor --selftest` checks again)",
         RuntimeWarning,
         stacklevel=2,
     )

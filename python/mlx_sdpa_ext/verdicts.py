@@ -67,11 +67,10 @@ def keep(device: Device, found: Verdicts) -> None:
         path = file(device)
         path.parent.mkdir(parents=True, exist_ok=True)
         both = {**of(device), **found}
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8"
-        ) as part:
-            json.dump(both, part, indent=1)
-        os.replace(part.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
+            part = Path(folder) / path.name
+            part.write_text(json.dumps(both, indent=1), encoding="utf-8")
+            os.replace(part, path)
 
 
 def forget(device: Device) -> None:

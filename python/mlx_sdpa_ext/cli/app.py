@@ -149,7 +149,7 @@ def explain(
         typer.Option(help="Shape of the values: B,Hkv,Lk,Dv; that of --k if left out."),
     ] = None,
     mask: Annotated[str, typer.Option(help="none, causal, bool or additive.")] = "none",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16 or float64.")] = "bfloat16",
     window: Annotated[
         int | None, typer.Option(help="Keys a query sees, its own included (needs causal).")
     ] = None,

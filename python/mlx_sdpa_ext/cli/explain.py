@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,8 @@ def explain(call: Call, where: Where, as_json: bool) -> None:
         route = router.route(problem, device, bounds, call.path)
         route = plans.planned(route, problem, device, bounds)
     except (ValueError, TypeError) as error:
-        fail(f"explain: {error}")
+        # what a Python caller knows as an argument is an option here
+        fail("explain: " + re.sub(r"^(arch|mlx|path)(?=[:=])", r"--\1", str(error)))
     if as_json:
         print_json(
             {
@@ -132,6 +134,8 @@ def _device(where: Where) -> Any:
     if where.backend is not None:
         _one_of("--backend", where.backend, tuple(ARCHITECTURES))
     if where.arch is None:
+        if where.backend == "cpu":
+            here = devices.cpu()
         if where.backend not in (None, here.backend):
             asked = where.backend
             raise ValueError(f"--backend {asked}: name its --arch too, as {ARCHITECTURES[asked]}")
@@ -180,7 +184,7 @@ def _print(problem: Any, device: Any, bounds: Any, route: Any) -> None:
         "kernel": route.kernel,
         **_launch(problem, route, device, bounds),
         "reason": route.reason,
-        "memory": f"{bytes_text(route.transient_bytes)} above inputs and output "
+        "memory": f"{_transient(route)} above inputs and output "
         f"(all scores at once: {bytes_text(unfused_bytes(p))}; "
         f"limit: {bytes_text(bounds.memory_limit)})",
         "work": f"{route.flops / 1e9:,.4g} GFLOP",
@@ -192,6 +196,14 @@ def _print(problem: Any, device: Any, bounds: Any, route: Any) -> None:
     for name, text in rows.items():
         table.add_row(name, text)
     console.print(table, markup=False)
+
+
+def _transient(route: Any) -> str:
+    from ..stock import BLOCKED_512
+
+    if route.kernel == BLOCKED_512.kernel:
+        return "a block of the scores, which MLX bounds and this does not count,"
+    return bytes_text(route.transient_bytes)
 
 
 def _launch(problem: Any, route: Any, device: Any, bounds: Any) -> dict[str, str]:
@@ -214,7 +226,8 @@ def _launch(problem: Any, route: Any, device: Any, bounds: Any) -> dict[str, str
         )
         return rows
     ours = any(tile.serves(problem) for tile in device.tiles)
-    if ours and route.provider == "stock" and route.kernel == "full":
+    asked = route.reason.startswith("path=")
+    if ours and not asked and route.provider == "stock" and route.kernel == "full":
         ms = estimated_ms(route.flops, bounds)
         if ms > WATCHDOG_MS:
             return {
