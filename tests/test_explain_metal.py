@@ -109,7 +109,7 @@ def test_chunked(machine, Lk, D, capsys):
     route, bounds = explained(capsys, machine, STEP, Lk, D, None, "--path", "chunked")
     assert route["path"] == "chunked"
     assert (route["chunks"], route["chunk_size"]) == (Lk // 32768, 32768)
-    one_output = machine.heads[0] * STEP * (D + 1) * 4
+    one_output = machine.heads[0] * STEP * (D + 2) * 4  # its lse twice, in turns
     assert route["transient_bytes"] <= one_output
     check_bounded(route, bounds)
 
@@ -143,6 +143,11 @@ def test_512_prefill(machine, Lk, capsys):
         route, bounds = explained(capsys, machine, STEP, Lk, 512, None, *more)
         assert (route["path"], route["provider"]) == ("unfused", "ext")
         assert route["transient_bytes"] <= bounds["memory_limit"]
+    _, output, _ = call_in_process(
+        capsys, "explain", *shapes(machine, STEP, Lk, 512, None, None), "--mask", "causal",
+        *machine.options,
+    )  # fmt: skip
+    assert "a block of the scores, which MLX bounds" in output
     route, bounds = explained(capsys, machine, STEP, Lk, 512, None, "--path", "fused")
     assert route["kernel"].startswith("sdpa_prefill_bfloat16_d512_v512")
     check_bounded(route, bounds)

@@ -7,6 +7,7 @@ import random
 import re
 
 import pytest
+from mlx_sdpa_ext import device as devices
 from mlx_sdpa_ext import limits, router, stock
 from mlx_sdpa_ext.words import ITEMSIZE, PATHS, Device, Problem, Tile
 
@@ -120,10 +121,10 @@ CASES = {
     "tiles-576-512": (M4_MAX, ask(1, 9999, 576, 512), "fused", "ext", "each key and value"),
     "tiles-idle": (M4_MAX, ask(49, 131072, 256, Hq=8, Hkv=1), "fused", "ext", "min_keys"),
     # 9 to 48 query rows: fused by us at head dims where stock is not.
-    "tiles-9-rows": (M4_MAX, ask(9, 4096, 256), "fused", "ext", "packs few query rows"),
-    "tiles-48-rows": (M1, ask(48, 100, 192, 128), "fused", "ext", "packs few query rows"),
-    "tiles-48-rows-512": (M1, ask(48, 4096, 512), "fused", "ext", "packs few query rows"),
-    "tiles-48-rows-m5": (M5_MAX, ask(48, 4096, 256), "fused", "ext", "packs few query rows"),
+    "tiles-9-rows": (M4_MAX, ask(9, 4096, 256), "fused", "ext", "with few query rows"),
+    "tiles-48-rows": (M1, ask(48, 100, 192, 128), "fused", "ext", "with few query rows"),
+    "tiles-48-rows-512": (M1, ask(48, 4096, 512), "fused", "ext", "with few query rows"),
+    "tiles-48-rows-m5": (M5_MAX, ask(48, 4096, 256), "fused", "ext", "with few query rows"),
     "tiles-49-rows": (M4_MAX, ask(49, 4096, 256), "unfused", "ext", "faster"),
     "tiles-9-rows-128": (M4_MAX, ask(9, 4096, 128), "stock", "stock", "full kernel"),
     "tiles-8x8-128": (M4_MAX, ask(8, 4096, 128), "fused", "ext", "each key and value"),
@@ -416,3 +417,30 @@ def test_named_devices():
     assert Device.named("neon", tiles=CPU_TILES + METAL_TILES).tiles == tuple(CPU_TILES)
     with pytest.raises(ValueError, match="arch: got 'g13g'; allowed are applegpu_g13g"):
         Device.named("g13g")
+
+
+def test_a_failed_kernel_is_in_the_reason_of_what_takes_its_place():
+    bounds = limits.of(M4_MAX)
+    forced = router.route(ask(STEP, 16384, 256), M4_MAX, bounds, "fused", failed="sdpa_prefill_x")
+    assert (forced.path, forced.provider) == ("fused", "stock")
+    assert "sdpa_prefill_x of this package failed here" in forced.reason
+
+
+def test_blocks_for_the_watchdog_are_in_the_reason():
+    device = M1._replace(memory=1 << 40)
+    bounds = limits.of(device)
+    blocked = router.route(ask(STEP, 32768, 576, 512), device, bounds, "unfused")
+    assert 0 < blocked.block_rows < STEP
+    assert "fit the memory limit, in blocks of query rows" in blocked.reason
+    assert "GPU watchdog" in blocked.reason
+    whole = router.route(ask(64, 4096, 576, 512), device, bounds, "unfused")
+    assert not whole.block_rows and "watchdog" not in whole.reason
+
+
+def test_head_dims_are_listed_once():
+    device = Device.named("applegpu_g13g", tiles=devices.tiles())
+    with pytest.raises(ValueError, match="there are head dims") as raised:
+        router.route(ask(STEP, STEP, 700), device, limits.of(device), "fused")
+    listed = re.search(r"there are head dims (.*) in", str(raised.value))[1]
+    spans = re.findall(r"[\d-]+ \(v [\d-]+\)", listed)
+    assert len(spans) == len(set(spans)) > 0

@@ -80,7 +80,8 @@ VARIABLES = (
     Variable(
         "MLX_SDPA_CHUNK_THRESHOLD",
         "65536",
-        "Keys from which the `chunked` path is considered. If set, it is taken from there on.",
+        "If set, the `chunked` path is taken from so many keys on. Unset, only kernels that cannot "
+        "split their keys would take it; those of this package do so far.",
         _count(1, MOST_KEYS),
         "chunk_threshold",
     ),

@@ -105,7 +105,10 @@ def _weigh(p: Problem, limits: Limits) -> tuple[bool, Reason]:
     if p.Lq <= FEW_ROWS:
         return True, "a fused kernel reads each key and value once"
     if p.Lq <= limits.middle_rows:
-        return True, "a fused kernel packs few query rows of a GQA group into one tile"
+        return (
+            True,
+            "with few query rows, a fused kernel shares each key among the heads of a GQA group",
+        )
     if dim <= limits.fused_dim:
         return True, "a fused kernel is the fastest path at this head dim"
     if dim > limits.unfused_dim:
@@ -151,6 +154,8 @@ def _forced(
     tile = None if failed else _tile(p, device)
     cannot = inexpressible(p)
     stock = None if cannot else stock_route(p, device)
+    if failed:
+        reason = f"{reason}; {_no_tile(p, device, failed)}"
     if path == "unfused":
         return _unfused(p, limits, reason)
     if path == "stock" and stock:
@@ -185,7 +190,8 @@ def _why_not_fused(p: Problem, device: Device, failed: str | None = None) -> str
     rows = [row for row in rows if not any(_covers(other, row) for other in rows)]
     if not rows:
         return f"{stock}; {_no_tile(p, device)}"
-    dims = ", ".join(f"{_span(t.d_min, t.d_max)} (v {_span(t.dv_min, t.dv_max)})" for t in rows)
+    spans = (f"{_span(t.d_min, t.d_max)} (v {_span(t.dv_min, t.dv_max)})" for t in rows)
+    dims = ", ".join(dict.fromkeys(spans))  # rows of 16 and of 32 bits have the same
     dtypes = ", ".join(sorted({dtype for tile in rows for dtype in tile.dtypes}))
     return (
         f"{stock}; {_no_tile(p, device)} (got head dim {p.D}, v {p.Dv}, {p.dtype}; there are "
@@ -254,6 +260,8 @@ def _unfused(p: Problem, limits: Limits, reason: Reason) -> Route:
     scores = unfused_bytes(p, rows)
     if unfused_bytes(p) <= limits.memory_limit:
         fit = "the unfused scores fit the memory limit"
+        if rows < block_rows(p, limits.memory_limit):
+            fit += ", in blocks of query rows that keep each matmul short for the GPU watchdog"
     elif scores <= limits.memory_limit:
         fit = "blocks of query rows keep the unfused scores within the memory limit"
     else:
