@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -84,6 +84,8 @@ def scaled_dot_product_attention(
     arguments = {"scale": scale, "mask": mask, "sinks": sinks, "stream": stream}
     try:
         result = _run(route, problem, q, k, v, arguments)
+    except TypeError as error:
+        raise _in_our_words(error, scale=scale) from None
     except ValueError:
         if not route.forces_stock or path != "auto" or force_fused:
             raise
@@ -106,8 +108,39 @@ def _problem(
     return_lse: bool,
 ) -> Problem:
     """The call, checked as stock MLX checks it."""
-    checked = _ext.problem(q, k, v, mask=mask, sinks=sinks, window=window, softcap=softcap)
+    options = {"mask": mask, "sinks": sinks, "window": window, "softcap": softcap}
+    try:
+        checked = _ext.problem(q, k, v, **options)
+    except TypeError as error:
+        raise _in_our_words(error, q=q, k=k, v=v, **options) from None
     return Problem(*checked, window, softcap, sinks is not None, return_lse)
+
+
+def _in_our_words(error: TypeError, **arguments: Any) -> TypeError:
+    """`error` of a compiled function, which shows its signature; ours names the argument."""
+    for name, value in arguments.items():
+        words, allowed = TYPES[name]
+        if not allowed(value):
+            return TypeError(f"{name}: got {type(value).__name__}; allowed {words}")
+    return error
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, mx.array)
+
+
+# Of the arguments: what is allowed, and whether a value is of such a type.
+TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys("qkv", ("is an mx.array", _is_array)),
+    "mask": (
+        "are None, 'causal' and an mx.array",
+        lambda x: x is None or isinstance(x, str) or _is_array(x),
+    ),
+    "sinks": ("are None and an mx.array", lambda x: x is None or _is_array(x)),
+    "window": ("are None and a whole number", lambda x: x is None or hasattr(x, "__index__")),
+    "softcap": ("are None and a number", lambda x: x is None or hasattr(x, "__float__")),
+    "scale": ("is a number", lambda x: hasattr(x, "__float__")),
+}
 
 
 REFUSED_BY_STOCK = "stock MLX refused its fused kernel; the unfused path instead"
