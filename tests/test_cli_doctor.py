@@ -124,6 +124,9 @@ def test_a_kernel_that_does_not_run_is_a_problem(capsys, monkeypatch):
     code, output, _ = call_in_process(capsys, "doctor", "--json")
     assert code == 1
     assert "differs from the unfused path by nan" in json.loads(output)["problems"][0]["what"]
+    monkeypatch.setattr(doctor, "_kernel_difference", lambda: 9e-5)
+    code, output, _ = call_in_process(capsys, "doctor", "--json")
+    assert code == 0
 
 
 @pytest.mark.parametrize("names", [["typer"], ["rich", "matplotlib"]], ids=" ".join)

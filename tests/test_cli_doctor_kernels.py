@@ -121,26 +121,87 @@ def test_a_kernel_that_fails_the_self_test(capsys, mac, monkeypatch):
     assert found(capsys)[0] == 0
 
 
+def test_an_interrupted_self_test_keeps_what_was_done(capsys, mac, monkeypatch):
+    mac(M4_MAX)
+    monkeypatch.setattr(doctor, "_kernel_difference", lambda: 0.0)
+    verdicts.keep(M4_MAX, {"sdpa_x": ""})
+    checks = []
+
+    def run(check, where):
+        if len(checks) == len(selftest.FEATURES) + 1:
+            raise KeyboardInterrupt
+        checks.append(check)
+        return 1e-4
+
+    monkeypatch.setattr(selfcheck, "run", run)
+    code, answer = found(capsys, "--selftest")
+    assert code == 130
+    assert answer["interrupted"] and not answer["ok"] and answer["problems"] == []
+    assert len(answer["selftest"]) == 1
+    assert "the self-test was interrupted" in answer["notes"][-1]
+    assert verdicts.of(M4_MAX) == dict.fromkeys(["sdpa_x", *map(str, checks)], "")
+    code, output, _ = call_in_process(capsys, "doctor", "--selftest")
+    assert code == 130
+    assert "note: the self-test was interrupted" in output and "all is well" not in output
+
+
+def test_what_failed_in_this_process_is_reported_after_a_self_test_too(capsys, mac, monkeypatch):
+    mac(M4_MAX)
+    monkeypatch.setattr(first_use, "_failed", {"sdpa_prefill_x": "the device was lost"})
+    monkeypatch.setattr(selfcheck, "run", lambda check, where: 1e-4)
+    code, answer = found(capsys, "--selftest", "--only", "sdpa_decode_float16_d64_")
+    assert code == 1
+    assert answer["failed_kernels"] == {"sdpa_prefill_x": "the device was lost"}
+    (problem,) = answer["problems"]
+    assert problem["mend"].startswith("stock MLX takes its place; report it")
+
+
+def test_the_small_call_is_compared_with_exact_matmuls(mac, monkeypatch):
+    """Not with stock MLX on the GPU, which on an M5 rounds float32 to TF32."""
+    mac(M4_MAX)
+
+    def rounded(q, k, v, **options):
+        raise AssertionError("stock MLX was asked")
+
+    monkeypatch.setattr(attention, "stock_attention", rounded)
+    assert doctor._kernel_difference() < 1e-5
+
+
 def test_no_kernel_of_that_name(capsys):
     code, answer = found(capsys, "--selftest", "--only", "d65")
     assert code == 1
     assert "--only d65: no kernel of this device is named so" in answer["problems"][0]["what"]
 
 
+MISSING = "software-metal needs a compiler"
+
+
 @pytest.mark.parametrize("selftest", ((), ("--selftest",)))
-def test_a_software_device_that_is_not_there(selftest, capsys, mac, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (
+            ImportError(f"{MISSING}: pip install ziglang"),
+            {"what": MISSING, "mend": "pip install ziglang"},
+        ),
+        (
+            RuntimeError("prefill.h:3: expected ';'"),
+            {"what": "prefill.h:3: expected ';'", "mend": "unset MLX_SDPA_EXT_DEVICE"},
+        ),
+    ],
+    ids=("missing", "broken"),
+)
+def test_a_software_device_that_is_not_there(error, problem, selftest, capsys, mac, monkeypatch):
     mac(M4_MAX._replace(software=True))
 
-    def missing(arch):
-        if arch is None:
-            return
-        raise ImportError("software-metal needs a compiler: pip install ziglang")
+    def raises(arch):
+        if arch is not None:
+            raise error
 
-    monkeypatch.setattr(first_use.software, "use", missing)
+    monkeypatch.setattr(first_use.software, "use", raises)
     code, answer = found(capsys, *selftest)
     assert code == 1
-    (problem,) = answer["problems"]
-    assert problem == {"what": "software-metal needs a compiler", "mend": "pip install ziglang"}
+    assert answer["problems"] == [problem]
 
 
 def test_only_is_for_the_self_test(capsys):

@@ -222,6 +222,10 @@ def test_a_long_dispatch_of_stock_is_pointed_out(capsys):
     words = " ".join(output.split())
     assert "watchdog one dispatch of up to 5.5 s" in words
     assert "set MLX_SDPA_CHUNK_THRESHOLD=131072 or less" in words
+    _, output, _ = call_in_process(
+        capsys, "explain", *asked, "--mask", "causal", *M1.options, "--path", "stock"
+    )
+    assert "watchdog" not in output  # where the variable would change nothing
     asked = shapes(M4_MAX, STEP, 16384, 128, None, None)
     _, output, _ = call_in_process(capsys, "explain", *asked, "--mask", "causal", *M4_MAX.options)
     assert "watchdog" not in output

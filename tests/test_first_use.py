@@ -204,6 +204,22 @@ def test_what_was_raised_may_pass(mac, rng, monkeypatch, tmp_path):
     assert list(kept(tmp_path).values()) == [""]
 
 
+def test_the_warning_points_at_the_caller(mac, rng):
+    mac.refusal = ("sdpa_middle_x", "too many threads")
+    q, k, v = few(rng)
+    for call in (attention.scaled_dot_product_attention, patched_attention):
+        with pytest.warns(RuntimeWarning, match="sdpa_middle_x") as caught:
+            call(q, k, v, **SETTINGS)
+        assert [warning.filename for warning in caught] == [__file__]
+        mac.refusal = ("sdpa_middle_x2", "too many threads")
+        q, k, v = few(rng, Lk=99)
+
+
+def patched_attention(*arrays, **settings):
+    with patched():
+        return mx.fast.scaled_dot_product_attention(*arrays, **settings)
+
+
 def test_merge_runs_where_attention_does(mac, rng, monkeypatch):
     opened = []
     monkeypatch.setattr(first_use.Gate, "open", lambda gate: opened.append(gate))
@@ -220,6 +236,16 @@ def test_a_cache_folder_that_cannot_be_written(mac, rng, monkeypatch, tmp_path):
         attention.scaled_dot_product_attention(*few(rng), **SETTINGS)
         assert len(mac.checks) == n
         restart(monkeypatch)
+
+
+def test_verdicts_that_cannot_be_kept_leave_nothing(mac, rng, monkeypatch, tmp_path):
+    def full(*paths):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(verdicts.os, "replace", full)
+    attention.scaled_dot_product_attention(*few(rng), **SETTINGS)
+    assert len(mac.checks) == 1
+    assert list((tmp_path / "mlx-sdpa-ext").iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ("", "{", "[1]", '{"a": 3}'))

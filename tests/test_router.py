@@ -433,6 +433,10 @@ def test_blocks_for_the_watchdog_are_in_the_reason():
     assert 0 < blocked.block_rows < STEP
     assert "fit the memory limit, in blocks of query rows" in blocked.reason
     assert "GPU watchdog" in blocked.reason
+    wide = ask(STEP, 32768, 576, 512, Hq=1024)  # more than memory allows, and blocks shorter still
+    blocked = router.route(wide, device, bounds, "unfused")
+    assert 0 < blocked.block_rows < router.block_rows(wide, bounds.memory_limit) < STEP
+    assert "within the memory limit, and each matmul short" in blocked.reason
     whole = router.route(ask(64, 4096, 576, 512), device, bounds, "unfused")
     assert not whole.block_rows and "watchdog" not in whole.reason
 

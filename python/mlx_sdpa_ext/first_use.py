@@ -13,6 +13,7 @@ of the user's cache folder (verdicts.py).
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from typing import Any, NamedTuple
@@ -167,5 +168,13 @@ def _warn(failure: Failure) -> None:
         f"mlx_sdpa_ext: {failure.kernel} is not used, stock MLX instead: {failure.error} "
         "(`mlx-sdpa-ext doctor --selftest` checks again)",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=_callers_level(),
     )
+
+
+def _callers_level() -> int:
+    """The stacklevel that has a warning of our caller point at the program's own line."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__package__") == __package__:
+        frame, level = frame.f_back, level + 1
+    return level

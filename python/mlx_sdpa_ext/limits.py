@@ -80,8 +80,8 @@ VARIABLES = (
     Variable(
         "MLX_SDPA_CHUNK_THRESHOLD",
         "65536",
-        "If set, the `chunked` path is taken from so many keys on. Unset, only kernels that cannot "
-        "split their keys would take it; those of this package do so far.",
+        "If set, the `chunked` path is taken from so many keys on. Unset, only where a kernel that "
+        "cannot split its keys would leave the GPU idle; those for the CPU and Metal can.",
         _count(1, MOST_KEYS),
         "chunk_threshold",
     ),

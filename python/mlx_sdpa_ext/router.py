@@ -97,6 +97,7 @@ WHY_CHUNKED = "too few query rows to fill the GPU, so the keys are split"
 EXCEEDED = "the unfused scores exceed the memory limit"
 BEYOND_MIN_KEYS = "beyond fused_min_keys a fused kernel bounds the memory"
 UNFUSED_FASTER = "the unfused path is faster at this head dim"
+SHORT = "each matmul short for the GPU watchdog"
 
 
 def _weigh(p: Problem, limits: Limits) -> tuple[bool, Reason]:
@@ -258,12 +259,13 @@ def _chunked(p: Problem, tile: Tile, limits: Limits, reason: Reason) -> Route:
 def _unfused(p: Problem, limits: Limits, reason: Reason) -> Route:
     rows = block_rows(p, limits.memory_limit, limits.dispatch_flops)
     scores = unfused_bytes(p, rows)
+    shorter = rows < block_rows(p, limits.memory_limit)
     if unfused_bytes(p) <= limits.memory_limit:
         fit = "the unfused scores fit the memory limit"
-        if rows < block_rows(p, limits.memory_limit):
-            fit += ", in blocks of query rows that keep each matmul short for the GPU watchdog"
+        fit += f", in blocks of query rows that keep {SHORT}" if shorter else ""
     elif scores <= limits.memory_limit:
         fit = "blocks of query rows keep the unfused scores within the memory limit"
+        fit += f", and {SHORT}" if shorter else ""
     else:
         fit = "the unfused path goes row by row, and even one row exceeds the memory limit"
     return Route(

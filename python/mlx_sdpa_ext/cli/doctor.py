@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from . import machine
-from .console import FAILED, OK, bytes_text, out, print_json
+from .console import FAILED, INTERRUPTED, OK, bytes_text, out, print_json
 
 # The head dims of the models in mlx-lm, with the edges of the kernels' ranges; (D, Dv).
 HEAD_DIMS = (
@@ -37,7 +37,8 @@ class Findings:
     device: dict[str, Any] | None = None
     limits: dict[str, Any] | None = None
     failed_kernels: dict[str, str] = field(default_factory=dict)  # kernel -> what is wrong
-    selftest: list[dict[str, Any]] | None = None  # selftest.selftest, if asked for
+    selftest: list[dict[str, Any]] | None = None  # rows of selftest.selftest, if asked for
+    interrupted: bool = False  # it was, and the rest of its rows is missing
     head_dims: list[dict[str, Any]] = field(default_factory=list)
     environment: list[dict[str, Any]] = field(default_factory=list)
     patch: list[dict[str, Any]] = field(default_factory=list)
@@ -66,14 +67,16 @@ def doctor(refusal: ImportError | None, as_json: bool, selftest: str | None = No
             what.removesuffix(" To mend it:"), mend or _mend.rebuild(_mend.installed_mlx())
         )
     else:
-        if environment_is_good and _look_at_device(found):
+        if environment_is_good and _look_at_device(found) and _open_device(found):
             _try_kernel(found)
             _look_at_kernels(found, selftest)
         _look_at_patch(found)
     if as_json:
-        print_json({"ok": not found.problems, **vars(found)})
+        print_json({"ok": not (found.problems or found.interrupted), **vars(found)})
     else:
         _print(found)
+    if found.interrupted:
+        return INTERRUPTED
     return FAILED if found.problems else OK
 
 
@@ -167,25 +170,44 @@ WATCHDOG = (
 )
 
 
+def _open_device(found: Findings) -> bool:
+    """Whether the device takes kernels of ours; of the software device, whether it is there."""
+    from .. import attention, limits
+
+    gate = attention.place_of(None).gate
+    try:
+        if gate:
+            gate.open()
+    except ImportError as error:  # its message says what to do
+        what, _, mend = str(error).rpartition(": ")
+        found.problem(what or mend, mend)
+        return False
+    except RuntimeError as error:  # of the emulator's compiler
+        found.problem(str(error), f"unset {limits.DEVICE}")
+        return False
+    return True
+
+
 def _look_at_kernels(found: Findings, selftest: str | None) -> None:
     """What the self-check of GPU kernels found on this machine, or finds now."""
     from .. import attention, first_use, verdicts
     from . import selftest as command
 
     place = attention.place_of(None)
-    if place.gate:
-        try:
-            place.gate.open()
-        except ImportError:  # of the emulator: _try_kernel has said so
-            return
     if selftest is not None:
-        found.selftest = command.selftest(place.device, place.limits, selftest)
+        found.selftest = []
+        try:
+            for row in command.selftest(place.device, place.limits, selftest):
+                found.selftest.append(row)
+        except KeyboardInterrupt:
+            found.interrupted = True
+            found.notes.append("the self-test was interrupted: kernels are missing in its table")
         for row in found.selftest:
             errors = {name: r["error"] for name, r in row["features"].items() if r["error"]}
             if errors:
                 kernel = f"{row['kernel']} ({', '.join(errors)})"
                 found.failed_kernels[kernel] = next(iter(errors.values()))
-        if not found.selftest:
+        if not found.selftest and not found.interrupted:
             found.problem(
                 f"--only {selftest}: no kernel of this device is named so", "leave it out"
             )
@@ -208,10 +230,6 @@ def _try_kernel(found: Findings) -> None:
 
     try:
         difference = _kernel_difference()
-    except ImportError as error:  # of the emulator; its message says what to do
-        what, _, mend = str(error).rpartition(": ")
-        found.problem(what, mend)
-        return
     # Whatever a broken build or driver raises is the finding.
     except Exception as error:
         found.problem(
@@ -284,7 +302,7 @@ def _print(found: Findings) -> None:
     for problem in found.problems:
         console.print(f"WRONG: {problem['what']}", style="red", markup=False, soft_wrap=True)
         console.print(f"  to mend it: {problem['mend']}", markup=False, soft_wrap=True)
-    if not found.problems:
+    if not found.problems and not found.interrupted:
         console.print("all is well", style="green")
 
 

@@ -29,32 +29,36 @@ TITLE = (
 RESERVE = "in reserve: another row comes first on this device"
 
 
-def selftest(device: Any, limits: Any, only: str) -> list[dict[str, Any]]:
+def selftest(device: Any, limits: Any, only: str) -> Iterator[dict[str, Any]]:
     """A row for each kernel whose name contains `only`: what it is, and what each feature gave.
 
     `features` maps each of FEATURES to {"difference", "allowed", "error"}; a row that no call on
-    this device would take has none, and says so in `note`.
+    this device would take has none, and says so in `note`. The verdicts are kept at the end, those
+    before an interruption too.
     """
     from .. import first_use, verdicts
 
     jobs = [job for job in _jobs(device, limits) if only in job["kernel"]]
+    keeps = device.backend == "metal" and not device.software
     found: dict[str, str] = {}
-    with Progress(TextColumn("{task.description}"), console=err(), transient=True) as progress:
-        task = progress.add_task("")
-        for n, job in enumerate(jobs, start=1):
-            progress.update(task, description=f"kernel {n} of {len(jobs)}: {job['kernel']}")
-            begin = time.perf_counter()
-            for name, check in job.pop("checks").items():
-                result = first_use.run(check, device)
-                job["features"][name] = result._asdict()
-                if result.is_verdict:
-                    found[str(check)] = result.error
-            job["seconds"] = time.perf_counter() - begin
-    if device.backend == "metal" and not device.software:
-        if not only:
+    try:
+        with Progress(TextColumn("{task.description}"), console=err(), transient=True) as progress:
+            task = progress.add_task("")
+            for n, job in enumerate(jobs, start=1):
+                progress.update(task, description=f"kernel {n} of {len(jobs)}: {job['kernel']}")
+                begin = time.perf_counter()
+                for name, check in job.pop("checks").items():
+                    result = first_use.run(check, device)
+                    job["features"][name] = result._asdict()
+                    if result.is_verdict:
+                        found[str(check)] = result.error
+                job["seconds"] = time.perf_counter() - begin
+                yield job
+        if keeps and not only:
             verdicts.forget(device)
-        verdicts.keep(device, found)
-    return jobs
+    finally:
+        if keeps:
+            verdicts.keep(device, found)
 
 
 def _jobs(device: Any, limits: Any) -> Iterator[dict[str, Any]]:
