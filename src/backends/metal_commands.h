@@ -7,7 +7,7 @@
 //     needs_commit() is true, which on a committed buffer is an error: so after a commit needs_commit() must be true.
 //   - Command buffers that wait for another stream of the same thread, whose buffer MLX has not committed yet, take
 //     places in the queue. MLX commits all streams between primitives, not inside one: more than 63 buffers of one call
-//     behind such a wait would never end. That is 1.6e13 FLOPs of attention on the smallest GPU in one primitive.
+//     behind such a wait would never end. That is 1.3e13 FLOPs of attention on the smallest GPU in one primitive.
 //   - Temporaries of the encoder take no part in the fences between encoders, so memory that is used on both sides of
 //     a commit must not be one: it is kept alive by a handler of the last buffer.
 #pragma once
