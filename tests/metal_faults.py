@@ -116,7 +116,7 @@ EDGES = [
 STREAM = [
     Fault("barrier after Q, decode", "decode.h", "threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);", "", "race", "decode"),
     Fault("decode: keys beyond the last loaded", "stream.h", "first + 1 < keys ? K.n : 0", "first < keys ? K.n : 0", "out-of-bounds", "decode"),
-    Fault("decode: columns beyond D", "stream.h", "x[i] = col + i < n ? row[int64_t(col + i) * stride] : T(0);", "x[i] = row[int64_t(col + i) * stride];", "numbers", "decode"),
+    Fault("decode: columns beyond D", "tile.h", "const T x = col < n ? row[int64_t(col) * stride] : T(0);", "const T x = row[int64_t(col) * stride];", "numbers", "decode"),
     Fault("decode: Q permuted otherwise than K", "stream.h", "Qt[i] = pair(x[i], y[i]);", "Qt[i] = pair(x[i], x[i]);", "numbers", "decode"),
     Fault("decode: columns of V swapped", "stream.h", "pair(x[2 * i], x[2 * i + 1]));", "pair(x[2 * i + 1], x[2 * i]));", "numbers", "decode"),
 ]  # fmt: skip

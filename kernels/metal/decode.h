@@ -84,16 +84,11 @@ template <typename T, int D, int DV, int BQ, int BK, int WM, int WD>
   const float old = with_carry && my.valid ? carry_lse[my_row] : -INFINITY;
 
   // Qs <- Q, zero beyond the rows and beyond D
-  {
-    threadgroup T* Qs = (threadgroup T*)stage;
-    for (int c = thread_index; c < 8 * (D / W); c += kThreads) {
-      const int r = c / (D / W), d = (c - r * (D / W)) * W;
-      const Row row = row_of(row0 + r, rows, hkv, p.group);
-      T x[W];
-      load16<T, false>(Q + b * p.Qs.batch + row.head * p.Qs.head + row.position * p.Qs.row,
-                       p.Qs.col, d, row.valid ? p.D : 0, x);
-      for (int i = 0; i < W; ++i) Qs[r * LDQ + d + i] = x[i];
-    }
+  for (int c = thread_index; c < 8 * (D / W); c += kThreads) {
+    const int r = c / (D / W), d = (c - r * (D / W)) * W;
+    const Row row = row_of(row0 + r, rows, hkv, p.group);
+    device const T* Q_row = Q + b * p.Qs.batch + row.head * p.Qs.head + row.position * p.Qs.row;
+    stage[(r * LDQ + d) / W] = load_bits(Q_row, p.Qs.col, d, row.valid ? p.D : 0);
   }
   // device memory too: O may be written over Q
   threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);

@@ -24,12 +24,7 @@ inline void unpack(uint4 bits, thread float* x) {
 // 16 bytes of a row of n elements from column `col` on; zero beyond its end. WHOLE: they are there, and aligned.
 template <typename T, bool WHOLE>
 inline void load16(device const T* row, int64_t stride, int col, int n, thread T* x) {
-  constexpr int W = 16 / sizeof(T);
-  if (WHOLE || (kVector && col + W <= n)) {
-    unpack(*(device const uint4*)(row + col), x);
-  } else {
-    SDPA_FOR (i, W) x[i] = col + i < n ? row[int64_t(col + i) * stride] : T(0);
-  }
+  unpack(WHOLE ? *(device const uint4*)(row + col) : load_bits(row, stride, col, n), x);
 }
 
 // The fragments of a group of my row of Qs.
