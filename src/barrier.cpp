@@ -128,11 +128,13 @@ class SdpaAfter : public PassThrough {
 
 }  // namespace
 
-array after(const array& x, const array& done, mx::StreamOrDevice s) {
+Arrays after(const Arrays& xs, const array& done, mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
   const bool on_cpu = stream.device == mx::Device::cpu;
   array held = pass<SdpaBarrier>({done}, on_cpu ? stream : mx::default_stream(mx::Device::cpu));
-  return pass<SdpaAfter>({x, held}, stream);
+  Arrays out;
+  for (const array& x : xs) out.push_back(pass<SdpaAfter>({x, held}, stream));
+  return out;
 }
 
 }  // namespace sdpa

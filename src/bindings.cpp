@@ -98,11 +98,11 @@ NB_MODULE(_ext, m) {
 
   m.def(
       "after",
-      [](const mx::array& x, const mx::array& done, mx::StreamOrDevice stream) {
-        return sdpa::after(x, done, stream);
+      [](const std::vector<mx::array>& xs, const mx::array& done, mx::StreamOrDevice stream) {
+        return sdpa::after(xs, done, stream);
       },
-      "x"_a, "done"_a, nb::kw_only(), "stream"_a = nb::none(),
-      "x unchanged; what depends on it is not scheduled before `done` is computed and its "
+      "xs"_a, "done"_a, nb::kw_only(), "stream"_a = nb::none(),
+      "xs unchanged; what depends on them is not scheduled before `done` is computed and its "
       "temporaries are freed.");
 
   m.def(

@@ -159,14 +159,16 @@ Block block_of(const Inputs& in, const Attributes& a, int row0, int row1) {
 
 std::vector<array> unfused(const std::vector<array>& inputs, const Attributes& a, int block_rows,
                            bool exact_lse, mx::StreamOrDevice s) {
-  const Inputs in(inputs, a);
-  const int Lq = in.q.shape(2), Hkv = in.k.shape(1), group = in.q.shape(1) / Hkv;
+  const Inputs all(inputs, a);
+  const int Lq = all.q.shape(2), Hkv = all.k.shape(1), group = all.q.shape(1) / Hkv;
   const int step = block_rows > 0 ? std::min(block_rows, std::max(Lq, 1)) : std::max(Lq, 1);
   std::vector<array> outs, lses;
   for (int row = 0; row < std::max(Lq, 1); row += step) {
+    // all inputs wait: keys widened for the next block are memory too
+    const std::vector<array> held = outs.empty() ? inputs : after(inputs, outs.back(), s);
+    const Inputs in(held, a);
     const Block b = block_of(in, a, row, std::min(row + step, Lq));
     array q = mx::unflatten(slice_axis(in.q, 2, b.row0, b.row1, s), 1, {Hkv, group}, s);
-    if (!outs.empty()) q = after(q, outs.back(), s);
     if (b.key0 == b.key1) {  // no key at all: reductions over an empty axis are not defined
       const int B = in.q.shape(0), Hq = in.q.shape(1), rows = b.row1 - b.row0;
       outs.push_back(mx::zeros({B, Hq, rows, in.v.shape(3)}, in.v.dtype(), s));
@@ -184,9 +186,9 @@ std::vector<array> unfused(const std::vector<array>& inputs, const Attributes& a
   array out = outs.size() == 1 ? outs[0] : mx::concatenate(outs, 2, s);
   if (!exact_lse) return {out};
   array lse = lses.size() == 1 ? lses[0] : mx::concatenate(lses, 2, s);
-  if (in.carry_out) {
+  if (all.carry_out) {
     auto merged =
-        merge_on_stock({mx::astype(out, mx::float32, s), *in.carry_out, lse, *in.carry_lse}, s);
+        merge_on_stock({mx::astype(out, mx::float32, s), *all.carry_out, lse, *all.carry_lse}, s);
     return {mx::astype(merged[0], out.dtype(), s), merged[1]};
   }
   return {out, lse};

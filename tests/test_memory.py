@@ -116,6 +116,18 @@ def test_unfused_blocks_are_chained():
     assert many < scores / 4
 
 
+@pytest.mark.parametrize("return_lse", (False, True), ids=("", "lse"))
+def test_every_input_of_a_block_waits_for_the_block_before(return_lse, tmp_path):
+    """Else its keys may be widened, in memory of their own, while that block still computes."""
+    q, k, v = normal(1, 4, 64, 16), normal(1, 4, 128, 16), normal(1, 4, 128, 16)
+    mask = normal(1, 1, 64, 128)
+    results = _ext.unfused(q, k, v, scale=0.25, mask=mask, block_rows=16, return_lse=return_lse)
+    mx.export_to_dot(str(tmp_path / "graph"), *results)
+    graph = (tmp_path / "graph").read_text()
+    assert graph.count('"SdpaBarrier"') == 3  # of four blocks
+    assert graph.count('"SdpaAfter"') == 3 * len((q, k, v, mask))
+
+
 @pytest.mark.parametrize("Hq, Hkv", [(8, 1), (8, 2), (8, 8)])
 @pytest.mark.parametrize("Lq", (1, 4))
 @pytest.mark.parametrize("dtype", DTYPES)

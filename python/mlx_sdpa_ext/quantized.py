@@ -187,7 +187,7 @@ def attention(
         stop = min(start + route.chunk_size, Lk)
         block = [array[..., start:stop, :] for array in packed]
         if partial is not None:
-            block = [_ext.after(array, partial[1]) for array in block]
+            block = _ext.after(block, partial[1])
         partial = attend(
             q,
             keys.dequantize(block[:n]),
