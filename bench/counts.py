@@ -11,10 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [
-    str(ROOT),
-    str(ROOT / "tests"),
-]  # the software device, and what drives kernels alone
+# the software device, what drives kernels alone, and where stock's come from
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
 
 import metal_kernels as ours  # noqa: E402
 import stock_metal as stock  # noqa: E402

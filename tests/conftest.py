@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import zlib
 
+import macos_build
 import metal_pool
 import mlx.core as mx
 import numpy as np
@@ -23,6 +24,7 @@ def pytest_configure(config):
         config.option.seed = secrets.randbits(32)
     config.addinivalue_line("markers", "metal: run where the device is a software Metal device")
     config.pluginmanager.register(metal_pool.Plugin())
+    config.pluginmanager.register(macos_build)
 
 
 def pytest_report_header(config):

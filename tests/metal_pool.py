@@ -107,7 +107,7 @@ def worker(connection, coverage: str) -> None:
     """Runs tasks until there are no more. Answers each with (outcome, text)."""
     os.environ["MLX_SDPA_EXT_DEVICE"] = DEVICE
     os.environ["SOFTMETAL_COVERAGE"] = coverage
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools"), str(ROOT)]
     import_module("conftest")  # MLX's default device
     import_module("mlx_sdpa_ext.software").use(ARCHITECTURE)
     try:

@@ -1,23 +1,14 @@
-"""The headers of stock MLX's Metal kernels, from the macOS wheel of the installed MLX.
-
-pip downloads the wheel once, 45 MB, and only its kernel headers are kept, in the user's cache.
-"""
+"""The headers of stock MLX's Metal kernels, from the macOS wheel of the installed MLX."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import subprocess
-import sys
-import tempfile
-import zipfile
 from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
+from macos import mlx_wheels
 
-INCLUDE = "mlx/include/"  # of the wheel
 KERNELS = "mlx/backend/metal/kernels/"
 # What these kernels need of MLX's utils.h. The header itself also brings complex numbers, and
 # mathematics in terms of built-ins that only Apple's compiler has.
@@ -40,39 +31,7 @@ inline T ceildiv(T n, U m) {
 @cache
 def headers() -> Path:
     """The folder that holds mlx/backend/metal/kernels."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = caches / "mlx-sdpa-ext" / f"mlx-metal-{mx.__version__}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f"{folder.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                unpacked = Path(scratch, "unpacked")
-                _unpack(_download(Path(scratch)), unpacked)
-                unpacked.rename(folder)
-    return folder
-
-
-def _download(to: Path) -> Path:
-    platform = ["--platform", "macosx_14_0_arm64", "--python-version", "3.11"]
-    only = ["--only-binary=:all:", "--no-deps", "--no-cache-dir", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *platform, *only, "--dest", str(to)]
-    done = subprocess.run(
-        [*command, f"mlx-metal=={mx.__version__}"], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"no Metal wheel of MLX {mx.__version__}:\n{done.stdout}{done.stderr}")
-    (wheel,) = to.glob("*.whl")
-    return wheel
-
-
-def _unpack(wheel: Path, folder: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            if name.startswith(INCLUDE + KERNELS) and name.endswith(".h"):
-                path = folder / name.removeprefix(INCLUDE)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(archive.read(name))
+    return mlx_wheels.unpacked(mx.__version__, "3.11") / "mlx/include"
 
 
 def _flattened(path: str, seen: set[str]) -> str:

@@ -83,7 +83,7 @@ def test_the_sdist_holds_all_that_a_build_and_its_tests_need(sdist):
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml"}
-    for folder in ("build_backend", "kernels", "python", "src", "tests"):
+    for folder in ("build_backend", "kernels", "python", "src", "tests", "tools"):
         for file in (TESTS.parent / folder).rglob("*"):
             name = file.relative_to(TESTS.parent).as_posix()
             if file.is_file() and "/." not in name and "__pycache__" not in name:

@@ -24,7 +24,7 @@ def test_ruff_format():
 
 def test_clang_format():
     suffixes = {".cpp", ".h", ".hpp", ".cuh"}
-    rooms = ("kernels", "src", "emulator")
+    rooms = ("kernels", "src", "emulator", "tools")
     files = [f for d in rooms for f in (ROOT / d).rglob("*") if f.suffix in suffixes]
     assert files
     run("clang-format", "--dry-run", "--Werror", *sorted(files))

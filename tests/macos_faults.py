@@ -1,0 +1,119 @@
+"""Faults planted in a macOS wheel. RECORD and signature stay right beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import lief
+from macos import system_libraries
+from macos.signature import code_directory
+from macos.wheel_file import Wheel
+
+Files = dict[str, bytes]
+Change = Callable[[bytes, Path], bytes]  # of the module's bytes; the path holds them as a file
+
+
+def signed(data: bytes, module: Path) -> bytes:
+    """With the hashes of what the pages hold now."""
+    module.write_bytes(data)
+    changed = bytearray(data)
+    for page in code_directory(module).pages:
+        digest = hashlib.sha256(data[page.begin : page.end]).digest()
+        changed[page.hash_at : page.hash_at + 32] = digest
+    return bytes(changed)
+
+
+def renamed(old: bytes, new: bytes) -> Change:
+    """Another name wherever a name stands; the file keeps its length."""
+    assert len(new) <= len(old)
+
+    def change(data: bytes, module: Path) -> bytes:
+        assert b"\0" + old + b"\0" in data
+        padded = new + b"\0" * (len(old) - len(new))
+        return data.replace(b"\0" + old + b"\0", b"\0" + padded + b"\0")
+
+    return change
+
+
+def import_renamed(library: str, new: bytes) -> Change:
+    """Some import of a library gets another name; it must be as long."""
+
+    def change(data: bytes, module: Path) -> bytes:
+        names = (n for n, home in system_libraries.imports(module).items() if home == library)
+        return renamed(max(names, key=len).encode(), new)(data, module)
+
+    return change
+
+
+def newer_macos(data: bytes, module: Path) -> bytes:
+    binary = system_libraries.parse(module)
+    (at,) = (
+        command.command_offset
+        for command in binary.commands
+        if command.command == lief.MachO.LoadCommand.TYPE.BUILD_VERSION
+    )
+    return data[: at + 12] + struct.pack("<I", 15 << 16) + data[at + 16 :]
+
+
+def text_changed(data: bytes, module: Path) -> bytes:
+    binary = system_libraries.parse(module)
+    section = binary.get_section("__text")
+    at = section.offset + section.size // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def with_module(change: Change, sign: bool = True) -> Callable[[Files, Path], None]:
+    def apply(files: Files, scratch: Path) -> None:
+        (name,) = (n for n in files if n.endswith(".so"))
+        module = scratch / "module.so"
+        module.write_bytes(files[name])
+        data = change(files[name], module)
+        files[name] = signed(data, module) if sign else data
+
+    return apply
+
+
+def without(name: str) -> Callable[[Files, Path], None]:
+    return lambda files, scratch: files.__delitem__(name)
+
+
+def appended(name: str, text: bytes) -> Callable[[Files, Path], None]:
+    return lambda files, scratch: files.__setitem__(name, files[name] + text)
+
+
+def replaced(suffix: str, old: bytes, new: bytes) -> Callable[[Files, Path], None]:
+    def apply(files: Files, scratch: Path) -> None:
+        (name,) = (n for n in files if n.endswith(suffix))
+        assert old in files[name]
+        files[name] = files[name].replace(old, new)
+
+    return apply
+
+
+def wheel_with(
+    fault: Callable[[Files, Path], None], wheel: Path, folder: Path, record: bool = True
+) -> Path:
+    """The wheel with a fault, in a folder of its own; RECORD agrees with it unless told not to."""
+    files = dict(Wheel(wheel).files)
+    fault(files, folder)
+    (recorded,) = (n for n in files if n.endswith("/RECORD"))
+    if record:
+        files[recorded] = "".join(
+            f"{name},{_digest(data)},{len(data)}\n" if name != recorded else f"{name},,\n"
+            for name, data in files.items()
+        ).encode()
+    changed = folder / wheel.name
+    with zipfile.ZipFile(changed, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return changed
+
+
+def _digest(data: bytes) -> str:
+    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest())
+    return f"sha256={digest.decode().rstrip('=')}"

@@ -1,0 +1,184 @@
+"""The macOS wheel that Linux builds: what is checked of it holds, and every planted fault shows.
+
+It is never loaded here, and nothing of this ran on Apple hardware.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import macos_wheel as tool_module
+import pytest
+from macos import checks, mlx_wheels
+from macos.system_libraries import LIBCXX
+from macos.wheel_file import Wheel
+from macos_build import build, not_on_a_mac, tool
+from macos_faults import (
+    appended,
+    import_renamed,
+    newer_macos,
+    renamed,
+    replaced,
+    text_changed,
+    wheel_with,
+    with_module,
+    without,
+)
+from mlx_sdpa_ext._mlx_versions import DEFAULT_MLX, NANOBIND_FOR_MLX
+
+pytestmark = not_on_a_mac
+
+OTHERS = [mlx for mlx in NANOBIND_FOR_MLX if mlx != DEFAULT_MLX]
+
+
+def test_every_check_passes(macos_wheel):
+    done = tool("check_macos_wheel.py", macos_wheel.wheel)
+    assert done.returncode == 0
+    assert done.stdout.count(" ok ") == len(checks.CHECKS)
+
+
+def test_pip_takes_it_for_a_mac(macos_wheel, tmp_path):
+    platform = [
+        "--platform",
+        mlx_wheels.PLATFORM,
+        "--python-version",
+        Wheel(macos_wheel.wheel).python,
+    ]
+    only = ["--only-binary=:all:", "--no-deps", "--target", str(tmp_path)]
+    command = [sys.executable, "-m", "pip", "install", *platform, *only, str(macos_wheel.wheel)]
+    subprocess.run(command, check=True)
+    (module,) = (tmp_path / "mlx_sdpa_ext").glob("_ext.*.so")
+    assert module.read_bytes()[:4] == bytes.fromhex("cffaedfe")  # Mach-O, 64 bits
+
+
+@pytest.mark.parametrize("mlx", OTHERS)
+def test_the_other_supported_mlx(mlx, tmp_path):
+    """Compiled against their headers, linked against their library, and checked as the first."""
+    built = build(tmp_path, "--mlx", mlx)
+    done = tool("check_macos_wheel.py", built.wheel)
+    assert done.returncode == 0
+    assert Wheel(built.wheel).mlx == mlx
+
+
+HASH_MEMORY = b"__ZNSt3__113__hash_memoryEPKvm"  # in libc++ since macOS 15.4
+KERNEL = "mlx_sdpa_ext/kernels/metal/prefill.h"
+FAULTS = {
+    "a hidden MLX symbol": (
+        with_module(import_renamed(checks.LIBMLX, b"__ZN3mlx4core6hiddenEv")),
+        "imports from libmlx",
+    ),
+    "a libc++ symbol newer than macOS 14": (
+        with_module(import_renamed(LIBCXX, HASH_MEMORY)),
+        "imports from libc++.1.dylib",
+    ),
+    "a Python function that CPython lacks": (
+        with_module(renamed(b"_PyCapsule_New", b"_PyCapsule_Old")),
+        f"imports from CPython {sys.version_info.major}.{sys.version_info.minor}",
+    ),
+    "a missing kernel file": (without(KERNEL), "kernels and Python files as in the checkout"),
+    "a changed kernel file": (
+        appended(KERNEL, b"\n"),
+        "kernels and Python files as in the checkout",
+    ),
+    "a broken signature": (with_module(text_changed, sign=False), "signature"),
+    "a newer macOS": (with_module(newer_macos), "deployment target"),
+    "another rpath": (
+        with_module(lambda data, _: data.replace(b"../mlx/lib\0", b"../mlx/LIB\0")),
+        "rpath",
+    ),
+    "a path of the build machine": (
+        with_module(lambda data, _: data.replace(b"/sys/fs/cgroup/cpu", b"/home/someone/cpux")),
+        "paths of the build machine",
+    ),
+    "another MLX in the build's record": (
+        replaced("_build_info.py", DEFAULT_MLX.encode(), b"0.0.1"),
+        "MLX pinned, and compiled against",
+    ),
+    "a tag for another CPython": (
+        replaced("/WHEEL", b"Tag: cp3", b"Tag: cp2"),
+        "tags of the name and of WHEEL",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_shows_in_its_check_alone(fault, macos_wheel, tmp_path):
+    plant, check = FAULTS[fault]
+    changed = wheel_with(plant, macos_wheel.wheel, tmp_path)
+    rows = list(checks.run(changed, tmp_path))
+    assert [row.check for row in rows if row.misses] == [check]
+
+
+def test_another_nanobind(macos_wheel, tmp_path):
+    """By the tag of the installed one, whichever that is."""
+    row = next(row for row in checks.run(macos_wheel.wheel, tmp_path) if "ABI tag" in row.check)
+    tag = row.found.encode()
+    older = tag[:-2] + b"%02d" % (int(tag[-2:]) - 1)
+    changed = wheel_with(with_module(renamed(tag, older)), macos_wheel.wheel, tmp_path)
+    assert [r.check for r in checks.run(changed, tmp_path) if r.misses] == [row.check]
+
+
+def test_a_file_that_record_does_not_know(macos_wheel, tmp_path):
+    changed = wheel_with(
+        appended("mlx_sdpa_ext/py.typed", b"\n"), macos_wheel.wheel, tmp_path, record=False
+    )
+    missed = [row.check for row in checks.run(changed, tmp_path) if row.misses]
+    assert missed == ["RECORD", "kernels and Python files as in the checkout"]
+
+
+def test_a_fault_is_printed_and_the_exit_code_is_1(macos_wheel, tmp_path):
+    changed = wheel_with(without(KERNEL), macos_wheel.wheel, tmp_path)
+    done = tool("check_macos_wheel.py", changed)
+    assert done.returncode == 1
+    assert f"{KERNEL} is missing" in done.stdout
+
+
+def test_a_file_that_is_no_wheel(tmp_path):
+    name = "mlx_sdpa_ext-0.1.0-cp311-cp311-macosx_14_0_arm64.whl"
+    (tmp_path / name).write_bytes(b"nothing")
+    done = tool("check_macos_wheel.py", tmp_path / name)
+    assert done.returncode == 1
+    assert done.stdout == f"check_macos_wheel: {name} is no wheel: File is not a zip file\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--mlx", "0.1.0"), "--mlx 0.1.0: this version builds for 0.31.2, 0.32.2, 0.32.4"),
+        (("--python-headers", "/nowhere"), "--python-headers /nowhere holds no headers of CPython"),
+        (("--linker", "/nowhere/ld64.lld"), "--linker /nowhere/ld64.lld is not an executable"),
+    ],
+)
+def test_what_a_wrong_option_is_told(options, says, tmp_path):
+    done = tool("macos_wheel.py", "--outdir", tmp_path, *options)
+    assert done.returncode == 1
+    assert says in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_linker_names_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(tool_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(tool_module.BuildError, match="pip install iree-base-compiler") as error:
+        tool_module.linker(None, tmp_path)
+    assert "apt-get install lld-19" in str(error.value)
+
+
+def test_the_linker_of_the_test_extra(monkeypatch, tmp_path):
+    """What the README's command installs is enough where the PATH has no linker."""
+    (tmp_path / "bin").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path / "bin"))
+        found = tool_module.linker(None, tmp_path)
+    done = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("LLD ")
+
+
+def test_headers_of_another_python(tmp_path):
+    (tmp_path / "patchlevel.h").write_text(
+        "#define PY_MAJOR_VERSION 3\n#define PY_MINOR_VERSION  14\n"
+    )
+    assert tool_module.python_version(Path(tmp_path)) == "3.14"

@@ -1,0 +1,75 @@
+"""Checks a macOS wheel on Linux: imports, deployment target, ABI tag, signature, files.
+
+    python tools/check_macos_wheel.py dist/*macosx*
+
+Prints a table; the exit code is 1 if anything is missed. It needs `pip install '.[test]'`, and the
+macOS wheels of the MLX that the wheel pins, which pip downloads once. What it cannot see is in
+docs/metal.md: dyld's load, Apple's codesign and the Metal compiler.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import tempfile
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from macos import checks
+from macos.mlx_wheels import DownloadError
+from macos.wheel_file import NotOurWheel
+from rich.console import Console
+from rich.table import Table
+
+
+def show(wheel: Path, rows: list[checks.Row]) -> None:
+    table = Table(title=wheel.name, title_justify="left")
+    for heading in ("check", "found", ""):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(row.check, row.found, "[red]miss[/]" if row.misses else "[green]ok[/]")
+    console = Console()
+    console.print(table)
+    for row in rows:
+        for miss in row.misses:
+            console.print(f"{row.check}: {miss}", markup=False, highlight=False, soft_wrap=True)
+
+
+def main(
+    wheels: Annotated[
+        list[Path],
+        typer.Argument(metavar="WHEEL...", help="Wheels to check.", exists=True, dir_okay=False),
+    ],
+    write: Annotated[
+        Path | None, typer.Option("--json", help="File for the rows, with date and versions.")
+    ] = None,
+) -> None:
+    """Check macOS wheels of this package."""
+    written, missed = [], False
+    for wheel in wheels:
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                rows = list(checks.run(wheel, Path(scratch)))
+        except (NotOurWheel, DownloadError, ValueError) as error:
+            raise SystemExit(f"check_macos_wheel: {error}") from None
+        show(wheel, rows)
+        missed |= any(row.misses for row in rows)
+        written.append({"wheel": wheel.name, "rows": [asdict(row) for row in rows]})
+    if write:
+        made = {
+            "date": datetime.date.today().isoformat(),
+            "python": platform.python_version(),
+            "lief": metadata.version("lief"),
+            "ziglang": metadata.version("ziglang"),
+            "wheels": written,
+        }
+        write.write_text(json.dumps(made, indent=1) + "\n")
+    raise SystemExit(int(missed))
+
+
+if __name__ == "__main__":
+    typer.run(main)
