@@ -11,10 +11,8 @@ set(CMAKE_CXX_COMPILER_TARGET aarch64-macos.14.0)
 set(CMAKE_CXX_SCAN_FOR_MODULES OFF) # zig brings no clang-scan-deps
 # zig's libc++ headers leave out what macOS 14 lacks (std::__hash_memory) only if told that the library is Apple's; of
 # Apple's frameworks, metal-cpp's need what is in `include`.
-string(JOIN " " CMAKE_CXX_FLAGS_INIT
-  -fno-sized-deallocation -fno-sanitize=all
-  -U_LIBCPP_HAS_VENDOR_AVAILABILITY_ANNOTATIONS -D_LIBCPP_HAS_VENDOR_AVAILABILITY_ANNOTATIONS=1
-  "-isystem \"${CMAKE_CURRENT_LIST_DIR}/include\"")
-
+file(STRINGS "${CMAKE_CURRENT_LIST_DIR}/flags.txt" flags)
+list(JOIN flags " " flags)
+set(CMAKE_CXX_FLAGS_INIT "${flags} -isystem \"${CMAKE_CURRENT_LIST_DIR}/include\"")
 set(CMAKE_USER_MAKE_RULES_OVERRIDE_CXX "${CMAKE_CURRENT_LIST_DIR}/rules.cmake") # read after CMake's own rules
 set(CMAKE_BUILD_WITH_INSTALL_RPATH ON) # there is no install_name_tool to change it with
