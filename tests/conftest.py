@@ -22,7 +22,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("seed") is None:
         config.option.seed = secrets.randbits(32)
-    config.addinivalue_line("markers", "metal: run where the device is a software Metal device")
+    config.addinivalue_line("markers", "metal: run where the device is a Metal device")
+    config.addinivalue_line("markers", "emulator: looks into the software Metal device")
+    if metal_pool.ON_GPU and not mx.metal.is_available():
+        raise pytest.UsageError("MLX_SDPA_EXT_DEVICE=metal: this MLX has no Metal GPU")
     config.pluginmanager.register(metal_pool.Plugin())
     config.pluginmanager.register(macos_build)
 

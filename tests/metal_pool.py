@@ -1,4 +1,9 @@
-"""Runs the tests marked `metal` in worker processes whose device is the software Metal device.
+"""Runs the tests marked `metal` where the device is a Metal device: in software, or a Mac's GPU.
+
+On Linux they run in worker processes whose device is the software Metal device. On a Mac, which has
+no software device, they run in pytest's own process, on the GPU, if MLX_SDPA_EXT_DEVICE=metal asks
+for it; those marked `emulator`, which look into the software device, are skipped there. All other
+tests run on the CPU everywhere. The rest of this is about the software device.
 
 A marked test looks like any other. When the tests are collected, all marked ones are handed to as
 many workers as there are cores, those that share compiled kernels to one worker; a test then waits
@@ -17,17 +22,24 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import pytest
 
+GPU = mx.gpu
 ARCHITECTURE = "applegpu_g15s"  # an M3 Max
 DEVICE = f"software-metal:{ARCHITECTURE}"
+# What the environment asks of the tests marked `metal`; the other tests do not see it.
+ON_GPU = os.environ.get("MLX_SDPA_EXT_DEVICE") == "metal"
+if ON_GPU:
+    del os.environ["MLX_SDPA_EXT_DEVICE"]
 # Of one test, in seconds: ten times the slowest. A worker that hangs is ended.
 TIMEOUT = 300
 ROOT = Path(__file__).parents[1]
@@ -128,6 +140,34 @@ def outcome(task: Task) -> tuple[str, str]:
 
 
 # --- In pytest's process ----------------------------------------------------------------------
+
+
+def not_here(marks: set[str], platform: str, on_gpu: bool) -> str:
+    """Why a test with these marks cannot run; empty if it can."""
+    if platform != "darwin":
+        return ""
+    if "emulator" in marks:
+        return "the software Metal device is for Linux"
+    if "metal" in marks and not on_gpu:
+        return "on a Mac, MLX_SDPA_EXT_DEVICE=metal runs it on the GPU"
+    return ""
+
+
+@contextmanager
+def gpu() -> Iterator[None]:
+    """MLX and this package on the GPU, as a Mac has them by itself."""
+    limits = import_module("mlx_sdpa_ext.limits")  # not before a worker's environment is set
+    before = mx.default_device()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_SDPA_EXT_DEVICE", "metal")
+        mx.set_default_device(GPU)
+        limits.refresh()
+        try:
+            yield
+        finally:
+            patch.undo()
+            mx.set_default_device(before)
+            limits.refresh()
 
 
 class Lost(Exception):
@@ -248,10 +288,21 @@ class Plugin:
         out = {item for item in items if item.get_closest_marker("metal") and unfused(item)}
         config.hook.pytest_deselected(items=list(out))
         items[:] = [item for item in items if item not in out]
+        for item in items:
+            marks = {mark.name for mark in item.iter_markers()}
+            if reason := not_here(marks, sys.platform, ON_GPU):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
+        if ON_GPU and item.get_closest_marker("metal"):
+            with gpu():
+                return (yield)
+        return (yield)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         items = [item for item in session.items if item.get_closest_marker("metal")]
-        if not items or session.config.option.collectonly:
+        if not items or session.config.option.collectonly or sys.platform == "darwin":
             return
         batches: dict[tuple, list] = {}
         for item in items:

@@ -11,6 +11,8 @@ from emulator_kernels import HEAD, Bodies, numbers
 
 import emulator
 
+pytestmark = pytest.mark.emulator
+
 
 @dataclass(frozen=True)
 class Case:

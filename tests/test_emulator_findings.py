@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from emulator_kernels import SIZE, Bodies, numbers
 
+pytestmark = pytest.mark.emulator
+
 RUNTIME = Path(__file__).parents[1] / "emulator" / "runtime"
 
 

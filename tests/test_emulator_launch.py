@@ -14,6 +14,8 @@ from emulator_kernels import HEAD, Bodies, numbers
 import emulator
 from emulator import build, toolchain
 
+pytestmark = pytest.mark.emulator
+
 EmulatorError, CompileError, ToolMissing = (
     emulator.EmulatorError, emulator.CompileError, emulator.ToolMissing,
 )  # fmt: skip

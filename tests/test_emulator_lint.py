@@ -15,6 +15,8 @@ from emulator_kernels import HEAD
 import emulator
 from emulator.lint import FORBIDDEN
 
+pytestmark = pytest.mark.emulator
+
 ROOT = Path(__file__).parents[1] / "emulator"
 
 # What is before the kernel, and the kernel's body.

@@ -8,8 +8,12 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 import emulator
 from emulator.lint import FORBIDDEN
+
+pytestmark = pytest.mark.emulator
 
 ROOT = Path(__file__).parents[1] / "emulator"
 README = (ROOT / "README.md").read_text()

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from emulator_kernels import SIZE, Bodies
 
+pytestmark = pytest.mark.emulator
+
 LANE = np.arange(32)
 
 

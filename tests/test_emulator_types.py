@@ -9,6 +9,8 @@ from emulator_kernels import HEAD
 
 import emulator
 
+pytestmark = pytest.mark.emulator
+
 KERNEL = """\
 kernel void f(device float* out [[buffer(0)]], constant float* in [[buffer(1)]],
               uint i [[thread_index_in_threadgroup]]) {"""

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
 import counts
 
-pytestmark = pytest.mark.metal
+pytestmark = [pytest.mark.metal, pytest.mark.emulator]
 
 
 def test_prefill_at_head_dim_256_beside_stock():

@@ -6,7 +6,7 @@ import pytest
 from metal_checks import PROBES
 from metal_faults import FAULTS, caught
 
-pytestmark = pytest.mark.metal
+pytestmark = [pytest.mark.metal, pytest.mark.emulator]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

@@ -18,7 +18,7 @@ from cases import Case, call, expected, make, replace, to_numpy
 from mlx_sdpa_ext import _ext, software
 from tolerances import check, check_lse
 
-pytestmark = pytest.mark.metal
+pytestmark = [pytest.mark.metal, pytest.mark.emulator]
 KERNELS = Path(__file__).parents[1] / "kernels"
 PREFILL = Case(Hq=2, Hkv=1, Lq=40, Lk=150, D=64, dtype="float16", mask="causal")
 DECODE = Case(Hq=4, Hkv=2, Lq=1, Lk=600, D=64, dtype="float16", mask="causal")

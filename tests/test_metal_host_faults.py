@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from metal_host_faults import HOST_FAULTS, caught
 
-pytestmark = pytest.mark.metal
+pytestmark = [pytest.mark.metal, pytest.mark.emulator]
 
 
 @pytest.mark.parametrize("fault", HOST_FAULTS, ids=lambda fault: fault.name)

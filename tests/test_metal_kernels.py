@@ -11,7 +11,7 @@ from metal_pool import assert_clean
 from mlx_sdpa_ext.words import Tile
 from pairwise import pairwise
 
-pytestmark = pytest.mark.metal
+pytestmark = [pytest.mark.metal, pytest.mark.emulator]
 
 # Rows are query positions times the heads of a group; (rows, keys) in rows and keys of a tile.
 LENGTHS = {

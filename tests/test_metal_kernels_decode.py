@@ -14,7 +14,7 @@ from metal_memory import STORED
 from mlx_sdpa_ext.words import Tile
 from tolerances import check, check_lse
 
-pytestmark = pytest.mark.metal
+pytestmark = [pytest.mark.metal, pytest.mark.emulator]
 
 
 @dataclass(frozen=True)

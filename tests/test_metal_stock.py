@@ -16,7 +16,7 @@ from cases import Case, expected, make, rounded
 from tolerances import EPS, STOCK_TOLERANCES, TOLERANCES, check, check_lse
 
 DTYPES = ("float16", "bfloat16", "float32")
-pytestmark = pytest.mark.metal
+pytestmark = [pytest.mark.metal, pytest.mark.emulator]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from stock_headers import source
 
 import emulator
 
-pytestmark = pytest.mark.metal
+pytestmark = [pytest.mark.metal, pytest.mark.emulator]
 
 
 def attention(function: str) -> str:

@@ -14,7 +14,7 @@ from mlx_sdpa_ext.words import Tile
 
 import emulator
 
-pytestmark = pytest.mark.metal
+pytestmark = [pytest.mark.metal, pytest.mark.emulator]
 MOST_THREADS = 1024
 
 

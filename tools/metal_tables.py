@@ -1,4 +1,4 @@
-"""Writes the tables of docs/metal.md: tiles, counts of bench/metal_counts.py, planted faults.
+"""Writes the tables of docs/metal.md: tiles, counts, planted faults, checks of the macOS wheel.
 
 python tools/metal_tables.py            # rewrite docs/metal.md between its markers
 python tools/metal_tables.py --check    # exit code 1, with the difference, if out of date
@@ -136,7 +136,36 @@ def faults() -> str:
     return "\n".join([*lines, "", f"{len(FAULTS)} in the kernels, {len(HOST_FAULTS)} in the host."])
 
 
-TABLES = {"tiles": tiles, "prefill": prefill, "decode": decode, "faults": faults}
+def wheel() -> str:
+    """What tools/check_macos_wheel.py found, a column for each MLX."""
+    record = json.loads((RESULTS / "macos-wheel.json").read_text())
+    wheels = {w["wheel"].split("-")[2].removeprefix("1mlx"): w["rows"] for w in record["wheels"]}
+    lines = [
+        f"| check | {' | '.join(f'MLX {mlx}' for mlx in wheels)} |",
+        "|---" * (1 + len(wheels)) + "|",
+    ]
+    for rows in zip(*wheels.values(), strict=True):
+        cells = [f"**{row['found']}**" if row["misses"] else row["found"] for row in rows]
+        lines.append(f"| {rows[0]['check']} | {' | '.join(cells)} |")
+    missed = sum(bool(row["misses"]) for rows in wheels.values() for row in rows)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{missed} of {sum(map(len, wheels.values()))} checks missed. CPython "
+            f"{record['python']}, ziglang {record['ziglang']}, lief {record['lief']}; "
+            f"{record['date']}. Not loaded: nothing was run on Apple hardware.",
+        ]
+    )
+
+
+TABLES = {
+    "tiles": tiles,
+    "prefill": prefill,
+    "decode": decode,
+    "faults": faults,
+    "wheel": wheel,
+}
 
 if __name__ == "__main__":
     sys.exit(main(page=ROOT / "docs" / "metal.md", tables=TABLES))
