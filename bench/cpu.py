@@ -4,45 +4,9 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-import mlx.core as mx
-from measure import added_memory, seconds
+from beside import DTYPES, beside_stock, operands
+from measure import added_memory
 from mlx_sdpa_ext import attention, limits
-
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-stock = mx.fast.scaled_dot_product_attention
-
-
-def operands(Hq, Hkv, Lq, Lk, D, Dv, dtype):
-    """Random q [1, Hq, Lq, D], k [1, Hkv, Lk, D] and v [1, Hkv, Lk, Dv], evaluated."""
-    shapes = [(1, Hq, Lq, D), (1, Hkv, Lk, D), (1, Hkv, Lk, Dv)]
-    arrays = [mx.random.normal(s).astype(DTYPES[dtype]) for s in shapes]
-    mx.eval(*arrays)
-    return arrays
-
-
-def beside_stock(name, arrays, mask, stock_repeats, ours_repeats) -> dict:
-    """One case on both; FLOPs count the visible scores only."""
-    q, k, v = arrays
-    route = attention.explain(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
-    call = {"scale": q.shape[-1] ** -0.5, "mask": mask}
-    ours = seconds(partial(attention.scaled_dot_product_attention, q, k, v, **call), ours_repeats)
-    theirs = seconds(partial(stock, q, k, v, **call), stock_repeats, warm_up=0)
-    return {
-        "case": name,
-        "dtype": str(q.dtype).removeprefix("mlx.core."),
-        "q": q.shape,
-        "k": k.shape,
-        "v": v.shape,
-        "mask": mask,
-        "kernel": route.kernel,
-        "flops": route.flops,
-        "ours": ours,
-        "stock": theirs,
-        "ours_gflops": route.flops / ours["median_s"] / 1e9,
-        "stock_gflops": route.flops / theirs["median_s"] / 1e9,
-        "kv_gb_per_s": (k.nbytes + v.nbytes) / ours["median_s"] / 1e9,
-        "speedup": theirs["median_s"] / ours["median_s"],
-    }
 
 
 def speed(quick: bool) -> Iterator[dict]:

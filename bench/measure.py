@@ -40,6 +40,7 @@ def environment() -> dict:
     return {
         "date": date.today().isoformat(),
         "device": cpu_name(),
+        "gpu": mx.device_info()["device_name"] if mx.metal.is_available() else None,
         "isa": cpu["isa"],
         "threads": cpu["threads"],
         "system": platform.platform(),

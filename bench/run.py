@@ -2,6 +2,7 @@
 
 python bench/run.py cpu           speed: four to five minutes on two cores, most of them stock's
 python bench/run.py cpu-memory    peak memory by path: some minutes more (stock's matmul is slow)
+python bench/run.py metal         speed on a Mac's GPU
 """
 
 import argparse
@@ -10,11 +11,13 @@ import sys
 from pathlib import Path
 
 import cpu
+import metal
+import mlx.core as mx
 from measure import environment
 from rich.console import Console
 from rich.table import Table
 
-SUITES = {"cpu": cpu.speed, "cpu-memory": cpu.memory}
+SUITES = {"cpu": cpu.speed, "cpu-memory": cpu.memory, "metal": metal.speed}
 
 
 def row(result: dict) -> list[str]:
@@ -46,6 +49,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it works")
     parser.add_argument("--out", type=Path, help="JSON file (default: bench/results/<suite>.json)")
     options = parser.parse_args()
+    if options.suite == "metal" and not mx.metal.is_available():
+        parser.error("this MLX has no Metal GPU")
+    mx.set_default_device(mx.gpu if options.suite == "metal" else mx.cpu)
     out = options.out or Path(__file__).parent / "results" / f"{options.suite}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
 

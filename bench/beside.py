@@ -1,0 +1,45 @@
+"""A call of ours beside the same call of stock, in one run."""
+
+from functools import partial
+
+import mlx.core as mx
+from measure import seconds
+from mlx_sdpa_ext import attention
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+stock = mx.fast.scaled_dot_product_attention
+
+
+def operands(Hq, Hkv, Lq, Lk, D, Dv, dtype):
+    """Random q [1, Hq, Lq, D], k [1, Hkv, Lk, D] and v [1, Hkv, Lk, Dv], evaluated."""
+    shapes = [(1, Hq, Lq, D), (1, Hkv, Lk, D), (1, Hkv, Lk, Dv)]
+    arrays = [mx.random.normal(s).astype(DTYPES[dtype]) for s in shapes]
+    mx.eval(*arrays)
+    return arrays
+
+
+def beside_stock(name, arrays, mask, stock_repeats, ours_repeats, path="auto", warm_up=0) -> dict:
+    """One case on both; FLOPs count the visible scores only."""
+    q, k, v = arrays
+    call = {"scale": q.shape[-1] ** -0.5, "mask": mask}
+    route = attention.explain(q, k, v, path=path, **call)
+    run = partial(attention.scaled_dot_product_attention, q, k, v, path=path, **call)
+    ours = seconds(run, ours_repeats)
+    theirs = seconds(partial(stock, q, k, v, **call), stock_repeats, warm_up=warm_up)
+    return {
+        "case": name,
+        "dtype": str(q.dtype).removeprefix("mlx.core."),
+        "q": q.shape,
+        "k": k.shape,
+        "v": v.shape,
+        "mask": mask,
+        "path": route.path,
+        "kernel": route.kernel,
+        "flops": route.flops,
+        "ours": ours,
+        "stock": theirs,
+        "ours_gflops": route.flops / ours["median_s"] / 1e9,
+        "stock_gflops": route.flops / theirs["median_s"] / 1e9,
+        "kv_gb_per_s": (k.nbytes + v.nbytes) / ours["median_s"] / 1e9,
+        "speedup": theirs["median_s"] / ours["median_s"],
+    }
