@@ -50,14 +50,33 @@ def import_renamed(library: str, new: bytes) -> Change:
     return change
 
 
-def newer_macos(data: bytes, module: Path) -> bytes:
+def _command(module: Path, kind: lief.MachO.LoadCommand.TYPE) -> int:
+    """Where in the file the first load command of a kind begins."""
     binary = system_libraries.parse(module)
-    (at,) = (
-        command.command_offset
-        for command in binary.commands
-        if command.command == lief.MachO.LoadCommand.TYPE.BUILD_VERSION
-    )
-    return data[: at + 12] + struct.pack("<I", 15 << 16) + data[at + 16 :]
+    return next(c.command_offset for c in binary.commands if c.command == kind)
+
+
+def _number(data: bytes, at: int, value: int, order: str = "<") -> bytes:
+    return data[:at] + struct.pack(f"{order}I", value) + data[at + 4 :]
+
+
+def newer_macos(data: bytes, module: Path) -> bytes:
+    at = _command(module, lief.MachO.LoadCommand.TYPE.BUILD_VERSION)
+    return _number(data, at + 12, 15 << 16)  # minos
+
+
+def newer_libmlx(data: bytes, module: Path) -> bytes:
+    at = _command(module, lief.MachO.LoadCommand.TYPE.LOAD_DYLIB)
+    assert b"libmlx" in data[at + 24 : at + 48]
+    return _number(data, at + 20, 9 << 16)  # compatibility_version
+
+
+def signature_shortened(data: bytes, module: Path) -> bytes:
+    """The code directory says that it ends before its hashes."""
+    binary = system_libraries.parse(module)
+    start = binary.code_signature.data_offset
+    (offset,) = struct.unpack_from(">I", data, start + 16)
+    return _number(data, start + offset + 4, 88, ">")
 
 
 def text_changed(data: bytes, module: Path) -> bytes:

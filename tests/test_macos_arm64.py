@@ -9,10 +9,12 @@ import struct
 
 import pytest
 from macos import mlx_wheels, probe
-from macos.arm64 import ExecutionError, Machine
+from macos.arm64 import IMPORTS, POISON, ExecutionError, Machine
+from macos.checks import LIBMLX
+from macos.toolchain import zig
 from macos.wheel_file import Wheel
 from macos_build import not_on_a_mac
-from macos_wheel import zig
+from macos_faults import import_renamed
 from mlx_sdpa_ext import _ext
 
 pytestmark = not_on_a_mac
@@ -115,3 +117,34 @@ def test_memory_that_is_not_there():
     machine.write(machine.symbols["wild"], bytes.fromhex("1f0040f9c0035fd6"))  # ldr xzr, [x0]
     with pytest.raises(ExecutionError, match="wild: Invalid memory read"):
         machine.call("wild", 0x10)
+
+
+def test_a_jump_to_where_nothing_is():
+    machine = Machine()
+    machine.symbols["lost"] = machine.allocate(8)
+    machine.write(machine.symbols["lost"], bytes.fromhex("00001fd6"))  # br x0
+    with pytest.raises(
+        ExecutionError, match=rf"lost: {IMPORTS + 400:#x} was called, which no file"
+    ):
+        machine.call("lost", IMPORTS + 400)
+
+
+def test_memory_that_was_not_written_is_no_zero():
+    machine = Machine()
+    assert machine.read(machine.allocate(64), 64) == POISON * 64
+    machine.symbols["stack"] = machine.allocate(8)
+    machine.write(machine.symbols["stack"], bytes.fromhex("e0835ff8c0035fd6"))  # ldur x0, [sp, -8]
+    assert machine.call("stack") == int.from_bytes(POISON * 8, "little")
+
+
+def test_a_hidden_function_is_not_bound(macos_wheel, tmp_path):
+    """libmlx.dylib has thousands of them in its table of symbols."""
+    wheel = Wheel(macos_wheel.wheel)
+    (tmp_path / "module.so").write_bytes(wheel.files[wheel.module])
+    data = import_renamed(LIBMLX, b"_hidden")(wheel.files[wheel.module], tmp_path / "module.so")
+    (tmp_path / "module.so").write_bytes(data)
+    machine = Machine()
+    machine.load(tmp_path / "module.so")
+    machine.load(mlx_wheels.unpacked(wheel.mlx, wheel.python) / "mlx/lib/libmlx.dylib")
+    with pytest.raises(ExecutionError, match=r"@rpath/libmlx\.dylib does not export _hidden"):
+        machine.bind()

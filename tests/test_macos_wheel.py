@@ -5,22 +5,23 @@ It is never loaded here, and nothing of this ran on Apple hardware.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from pathlib import Path
 
-import macos_wheel as tool_module
 import pytest
-from macos import checks, mlx_wheels
+from macos import checks, mlx_wheels, python_headers, toolchain
 from macos.system_libraries import LIBCXX
 from macos.wheel_file import Wheel
-from macos_build import build, not_on_a_mac, tool
+from macos_build import TOOLS, build, not_on_a_mac, tool
 from macos_faults import (
     appended,
     import_renamed,
+    newer_libmlx,
     newer_macos,
     renamed,
     replaced,
+    signature_shortened,
     text_changed,
     wheel_with,
     with_module,
@@ -92,6 +93,32 @@ FAULTS = {
         with_module(lambda data, _: data.replace(b"/sys/fs/cgroup/cpu", b"/home/someone/cpux")),
         "paths of the build machine",
     ),
+    "another kind of arm64": (
+        with_module(lambda data, _: data[:8] + b"\x02\0\0\x80" + data[12:]),  # arm64e
+        "architecture and kind",
+    ),
+    "a newer libmlx": (with_module(newer_libmlx), "libraries"),
+    "a signature without its end": (with_module(signature_shortened, sign=False), "signature"),
+    "bytes after the signature": (
+        with_module(lambda data, _: data + b"\0" * 16, sign=False),
+        "signature",
+    ),
+    "another version in the metadata": (
+        replaced("/METADATA", b"Version: 0.", b"Version: 9."),
+        "name, METADATA, WHEEL, entry points",
+    ),
+    "a newer Python asked for": (
+        replaced("/METADATA", b"Requires-Python: >=3.10", b"Requires-Python: >=3.99"),
+        "name, METADATA, WHEEL, entry points",
+    ),
+    "the build tag of another MLX": (
+        replaced("/WHEEL", b"Build: 1mlx", b"Build: 2mlx"),
+        "name, METADATA, WHEEL, entry points",
+    ),
+    "no command": (
+        replaced("/entry_points.txt", b"mlx-sdpa-ext", b"mlx-sdpa"),
+        "name, METADATA, WHEEL, entry points",
+    ),
     "another MLX in the build's record": (
         replaced("_build_info.py", DEFAULT_MLX.encode(), b"0.0.1"),
         "MLX pinned, and compiled against",
@@ -128,6 +155,26 @@ def test_a_file_that_record_does_not_know(macos_wheel, tmp_path):
     assert missed == ["RECORD", "kernels and Python files as in the checkout"]
 
 
+def test_what_a_native_build_adds(macos_wheel, tmp_path):
+    """nanobind's stubs, from a module that it can import."""
+
+    def add(files, _):
+        files["mlx_sdpa_ext/_ext.pyi"] = b"..."
+
+    changed = wheel_with(add, macos_wheel.wheel, tmp_path)
+    assert not [row for row in checks.run(changed, tmp_path) if row.misses]
+
+
+def test_two_pins_of_mlx(macos_wheel, tmp_path):
+    two = replaced(
+        "/METADATA", b"Requires-Dist: mlx==", b"Requires-Dist: mlx==0.1\nRequires-Dist: mlx=="
+    )
+    changed = wheel_with(two, macos_wheel.wheel, tmp_path)
+    done = tool("check_macos_wheel.py", changed)
+    assert done.returncode == 1
+    assert f"{changed.name}: it pins no one MLX: ==0.1, =={DEFAULT_MLX}" in done.stdout
+
+
 def test_a_fault_is_printed_and_the_exit_code_is_1(macos_wheel, tmp_path):
     changed = wheel_with(without(KERNEL), macos_wheel.wheel, tmp_path)
     done = tool("check_macos_wheel.py", changed)
@@ -140,15 +187,18 @@ def test_a_file_that_is_no_wheel(tmp_path):
     (tmp_path / name).write_bytes(b"nothing")
     done = tool("check_macos_wheel.py", tmp_path / name)
     assert done.returncode == 1
-    assert done.stdout == f"check_macos_wheel: {name} is no wheel: File is not a zip file\n"
+    assert done.stdout == f"check_macos_wheel: {name}: no wheel: File is not a zip file\n"
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (("--mlx", "0.1.0"), "--mlx 0.1.0: this version builds for 0.31.2, 0.32.2, 0.32.4"),
-        (("--python-headers", "/nowhere"), "--python-headers /nowhere holds no headers of CPython"),
-        (("--linker", "/nowhere/ld64.lld"), "--linker /nowhere/ld64.lld is not an executable"),
+        (
+            ("--python-headers", "/nowhere"),
+            "/nowhere holds no headers of CPython",
+        ),
+        (("--linker", "/nowhere/ld64.lld"), "--linker /nowhere/ld64.lld is not LLVM's ld64.lld"),
     ],
 )
 def test_what_a_wrong_option_is_told(options, says, tmp_path):
@@ -161,9 +211,9 @@ def test_what_a_wrong_option_is_told(options, says, tmp_path):
 
 def test_a_missing_linker_names_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(tool_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(tool_module.BuildError, match="pip install iree-base-compiler") as error:
-        tool_module.linker(None, tmp_path)
+    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(toolchain.NoLinker, match="pip install iree-base-compiler") as error:
+        toolchain.linker(None, tmp_path)
     assert "apt-get install lld-19" in str(error.value)
 
 
@@ -172,13 +222,39 @@ def test_the_linker_of_the_test_extra(monkeypatch, tmp_path):
     (tmp_path / "bin").mkdir()
     with monkeypatch.context() as patch:
         patch.setenv("PATH", str(tmp_path / "bin"))
-        found = tool_module.linker(None, tmp_path)
+        found = toolchain.linker(None, tmp_path)
     done = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("LLD ")
 
 
-def test_headers_of_another_python(tmp_path):
-    (tmp_path / "patchlevel.h").write_text(
-        "#define PY_MAJOR_VERSION 3\n#define PY_MINOR_VERSION  14\n"
+@pytest.mark.parametrize("name", ("macos_wheel.py", "check_macos_wheel.py"))
+def test_a_missing_package_names_what_to_install(name):
+    done = subprocess.run(
+        [sys.executable, "-S", str(TOOLS / name), "--help"], capture_output=True, text=True
     )
-    assert tool_module.python_version(Path(tmp_path)) == "3.14"
+    assert done.returncode == 1
+    said = rf"{name[:-3]}: not installed: .*lief.*typer.* pip install '.*\[test\]'\n"
+    assert re.fullmatch(said, done.stderr)
+
+
+PATCHLEVEL = "#define PY_MAJOR_VERSION 3\n#define PY_MINOR_VERSION  14\n"
+
+
+@pytest.mark.parametrize("wrapped", (False, True))
+def test_headers_of_another_python(wrapped, tmp_path):
+    """Debian's pyconfig.h includes that of the architecture, and refuses other systems."""
+    headers = tmp_path / "python3.14"
+    own = tmp_path / "x86_64-linux-gnu" / "python3.14" if wrapped else headers
+    for folder in {headers, own}:
+        folder.mkdir(parents=True)
+    (headers / "pyconfig.h").write_text("#error unknown multiarch location for pyconfig.h\n")
+    (own / "pyconfig.h").write_text("/* #undef Py_GIL_DISABLED */\n")
+    (headers / "patchlevel.h").write_text(PATCHLEVEL)
+    assert python_headers.version(headers) == "3.14"
+    prepared = python_headers.prepare(headers, tmp_path / "prepared")
+    assert (prepared / "patchlevel.h").read_text() == PATCHLEVEL
+    assert "#undef" in (prepared / "pyconfig.h").read_text()
+    for name in ("Py_GIL_DISABLED", "Py_DEBUG"):
+        (own / "pyconfig.h").write_text(f"#define {name} 1\n")
+        with pytest.raises(python_headers.HeadersError, match=f"{name}: not supported"):
+            python_headers.version(headers)

@@ -12,18 +12,23 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import sys
 import tempfile
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from macos import checks
-from macos.mlx_wheels import DownloadError
-from macos.wheel_file import NotOurWheel
-from rich.console import Console
-from rich.table import Table
+from macos.needs import require
+
+require("lief", "packaging", "rich", "typer", "ziglang")
+
+import typer  # noqa: E402
+from macos import checks  # noqa: E402
+from macos.mlx_wheels import DownloadError  # noqa: E402
+from macos.wheel_file import NotOurWheel  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
 
 
 def show(wheel: Path, rows: list[checks.Row]) -> None:
@@ -42,7 +47,7 @@ def show(wheel: Path, rows: list[checks.Row]) -> None:
 def main(
     wheels: Annotated[
         list[Path],
-        typer.Argument(metavar="WHEEL...", help="Wheels to check.", exists=True, dir_okay=False),
+        typer.Argument(metavar="WHEEL", help="Wheels to check.", exists=True, dir_okay=False),
     ],
     write: Annotated[
         Path | None, typer.Option("--json", help="File for the rows, with date and versions.")
@@ -54,8 +59,10 @@ def main(
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 rows = list(checks.run(wheel, Path(scratch)))
-        except (NotOurWheel, DownloadError, ValueError) as error:
-            raise SystemExit(f"check_macos_wheel: {error}") from None
+        except (NotOurWheel, DownloadError, OSError, ValueError) as error:
+            print(f"check_macos_wheel: {wheel.name}: {error}", file=sys.stderr)
+            missed = True
+            continue
         show(wheel, rows)
         missed |= any(row.misses for row in rows)
         written.append({"wheel": wheel.name, "rows": [asdict(row) for row in rows]})

@@ -22,6 +22,8 @@ STACK, STACK_BYTES = 0x7000_0000, 1 << 20
 HEAP, HEAP_BYTES = 0x1_0000_0000, 1 << 26
 IMPORTS = 0x6000_0000  # one RET for each import that is no code of the files
 FIRST_IMAGE = 0x2_0000_0000
+FINISH = IMPORTS + (1 << 20) - 4  # where a call returns to
+POISON = b"\xa5"  # memory that was not written
 RET = bytes.fromhex("c0035fd6")
 BUDGET = 200_000_000  # instructions of a call
 N_TYPE, N_SECT = 0x0E, 0x0E  # <mach-o/nlist.h>: the symbol is defined in a section
@@ -95,9 +97,11 @@ class Machine:
         )
         self.symbols: dict[str, int] = {}
         self._imports: list[str] = []
-        self._bindings: list[tuple[int, str, int]] = []
+        self._bindings: list[tuple[int, str, int, str]] = []
+        self._exports: dict[str, set[str]] = {}
         self._next_image = FIRST_IMAGE
         self._heap = HEAP
+        self.write(HEAP, POISON * HEAP_BYTES)
         self._error: Exception | None = None
 
     def load(self, file: Path, link_map: Path | None = None) -> None:
@@ -116,7 +120,13 @@ class Machine:
             self.write(base + s.virtual_address, content)
         self._rebase(binary, base)
         for binding in binary.bindings:
-            self._bindings.append((base + binding.address, binding.symbol.name, binding.addend))
+            library = binding.library.name if binding.has_library else ""
+            self._bindings.append(
+                (base + binding.address, binding.symbol.name, binding.addend, library)
+            )
+        for library in binary.libraries:
+            if library.command == lief.MachO.LoadCommand.TYPE.ID_DYLIB:
+                self._exports[library.name] = {s.name for s in binary.exported_symbols}
         for symbol in binary.symbols:
             if symbol.raw_type & N_TYPE == N_SECT:
                 self.symbols.setdefault(symbol.name, base + symbol.value)
@@ -133,8 +143,14 @@ class Machine:
             self.write(at, struct.pack("<Q", base + target))
 
     def bind(self) -> None:
-        """Resolve the imports of all files that are loaded."""
-        for at, name, addend in self._bindings:
+        """Resolve the imports of all files that are loaded.
+
+        Raises:
+            ExecutionError: a file wants of another what that hides.
+        """
+        for at, name, addend, library in self._bindings:
+            if name not in self._exports.get(library, {name}):
+                raise ExecutionError(f"{library} does not export {name}")
             home = self.symbols.get(name) if name not in SYSTEM else None
             if home is None:
                 home = IMPORTS + 4 * len(self._imports)
@@ -154,17 +170,17 @@ class Machine:
         for number, value in enumerate(floats):
             bits = int.from_bytes(struct.pack("<f", value), "little")
             self.cpu.reg_write(getattr(arm64, f"UC_ARM64_REG_S{number}"), bits)
+        self.write(STACK, POISON * STACK_BYTES)
         self.cpu.reg_write(arm64.UC_ARM64_REG_SP, STACK + STACK_BYTES - 64)
-        finish = IMPORTS + (1 << 20) - 4
-        self.cpu.reg_write(arm64.UC_ARM64_REG_LR, finish)
+        self.cpu.reg_write(arm64.UC_ARM64_REG_LR, FINISH)
         self._error = None
         try:
-            self.cpu.emu_start(self.symbols[name], finish, count=BUDGET)
+            self.cpu.emu_start(self.symbols[name], FINISH, count=BUDGET)
         except unicorn.UcError as error:
             raise ExecutionError(f"{name}: {error} at {self._where()}") from None
         if self._error:
-            raise ExecutionError(f"{name}: {self._error}")
-        if self.cpu.reg_read(arm64.UC_ARM64_REG_PC) != finish:
+            raise ExecutionError(f"{name}: {self._error}") from self._error
+        if self.cpu.reg_read(arm64.UC_ARM64_REG_PC) != FINISH:
             raise ExecutionError(f"{name} did not end in {BUDGET} instructions")
         return self.cpu.reg_read(arm64.UC_ARM64_REG_X0)
 
@@ -175,10 +191,10 @@ class Machine:
         return f"{pc:#x} in {name}"
 
     def _import(self, cpu: unicorn.Uc, address: int, size: int, _: object) -> None:
+        if address == FINISH:
+            return
         number = (address - IMPORTS) // 4
-        if number >= len(self._imports):
-            return  # the end of a call
-        name = self._imports[number]
+        name = self._imports[number] if number < len(self._imports) else f"{address:#x}"
         arguments = tuple(
             cpu.reg_read(getattr(arm64, f"UC_ARM64_REG_X{register}")) for register in range(4)
         )
@@ -186,12 +202,16 @@ class Machine:
             if name not in SYSTEM:
                 raise ExecutionError(f"{name} was called, which no file provides")
             cpu.reg_write(arm64.UC_ARM64_REG_X0, SYSTEM[name](self, arguments) & (1 << 64) - 1)
-        except (ExecutionError, unicorn.UcError) as error:
+        except Exception as error:  # would be lost in the C code that called this
             self._error = error
             cpu.emu_stop()
 
     def allocate(self, size: int, alignment: int = 16) -> int:
-        """Zeroed memory that is never given back."""
+        """Poisoned memory, which is never given back.
+
+        Raises:
+            ExecutionError: there is no more.
+        """
         begin = -(-self._heap // alignment) * alignment
         self._heap = begin + max(size, 1)
         if self._heap > HEAP + HEAP_BYTES:

@@ -18,11 +18,14 @@ from macos.wheel_file import NotOurWheel, Wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBMLX = "@rpath/libmlx.dylib"
+LIBRARIES = (LIBMLX, LIBCXX, SYSTEM, OBJC)
 RPATH = "@loader_path/../mlx/lib"  # from mlx_sdpa_ext/ to MLX's library, side by side
+SOURCES = (".py", ".json", ".typed")
 DEPLOYMENT_TARGET = [14, 0, 0]
 # nanobind 3's "nanobind_system_libcpp_abi1_a1_v22", nanobind 2's "v19_system_libcpp_abi1"
 ABI_TAG = re.compile(rb"\0((?:nanobind_\w+_v\d+)|(?:v\d+_\w*libcpp\w*))\0")
-PATH = re.compile(rb"[\x20-\x7e]*(?:^|(?<=[\0=\"' ]))/[\w.+-]+/[\x20-\x7e]+")
+URL = re.compile(rb"https?://[^\s\0]+")
+PATH = re.compile(rb"(?<![\w.+@-])/[\w.+-]+(?:/[\w.+-]+)+")
 # What macOS and Linux have at the same place everywhere.
 PUBLIC_PATHS = ("/usr/lib/", "/sys/fs/cgroup/", "/System/Library/")
 
@@ -73,7 +76,7 @@ def run(path: Path, scratch: Path) -> Iterator[Row]:
     module = scratch / Path(wheel.module).name
     module.write_bytes(wheel.files[wheel.module])
     if sys.version_info[:2] != tuple(map(int, wheel.python.split("."))):
-        raise NotOurWheel(f"{path.name} is for CPython {wheel.python}: run this with that version")
+        raise NotOurWheel(f"it is for CPython {wheel.python}: run this with that version")
     subject = Subject(wheel, module, mlx_wheels.unpacked(wheel.mlx, wheel.python))
     for check in CHECKS:
         yield check(subject)
@@ -94,8 +97,13 @@ def record(s: Subject) -> Row:
     return Row("RECORD", f"{len(s.wheel.files)} files", s.wheel.record_misses())
 
 
+def metadata(s: Subject) -> Row:
+    """What pip reads."""
+    return Row("name, METADATA, WHEEL, entry points", s.wheel.path.stem, s.wheel.metadata_misses())
+
+
 def mlx_pin(s: Subject) -> Row:
-    info = s.wheel.files["mlx_sdpa_ext/_build_info.py"].decode()
+    info = s.wheel.files.get("mlx_sdpa_ext/_build_info.py", b"").decode()
     built = re.search(r'^MLX_VERSION = "(.+)"$', info, re.MULTILINE)
     misses = [] if built and built[1] == s.wheel.mlx else [f"built for {built and built[1]}"]
     return Row("MLX pinned, and compiled against", s.wheel.mlx, misses)
@@ -104,11 +112,12 @@ def mlx_pin(s: Subject) -> Row:
 def package(s: Subject) -> Row:
     """Kernels and Python files are those of the checkout."""
     python, kernels = ROOT / "python", ROOT / "kernels"
-    sources = [p for p in python.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    sources = [p for p in python.rglob("*") if p.suffix in SOURCES and "__pycache__" not in p.parts]
     here = {str(p.relative_to(python)): p for p in sources}
     gpu = [*kernels.glob("*.h"), *(kernels / "metal").glob("*.h")]
     here |= {f"mlx_sdpa_ext/kernels/{p.relative_to(kernels)}": p for p in gpu}
-    made = {s.wheel.module, "mlx_sdpa_ext/_build_info.py"}
+    # a native build writes stubs of the module that it can import
+    made = {s.wheel.module, "mlx_sdpa_ext/_build_info.py", "mlx_sdpa_ext/_ext.pyi"}
     there = {n for n in s.wheel.files if ".dist-info/" not in n} - made
     misses = [f"{name} is missing" for name in sorted(here.keys() - there)]
     misses += [f"{name} is not in the checkout" for name in sorted(there - here.keys())]
@@ -120,15 +129,26 @@ def package(s: Subject) -> Row:
 
 
 def architecture(s: Subject) -> Row:
-    found = (s.binary.header.cpu_type.name, s.binary.header.file_type.name)
+    header = s.binary.header
+    found = (header.cpu_type.name, header.file_type.name)
     misses = [] if found == ("ARM64", "BUNDLE") else ["expected an arm64 bundle"]
+    if header.cpu_subtype:
+        misses.append(f"subtype {header.cpu_subtype:#x}: for another arm64")
+    if not header.has(lief.MachO.Header.FLAGS.TWOLEVEL):
+        misses.append("without a two-level namespace")
+    if not s.binary.has_uuid:
+        misses.append("without a UUID")
     return Row("architecture and kind", " ".join(found).lower(), misses)
 
 
 def minimum_os(s: Subject) -> Row:
+    if not s.binary.has_build_version:
+        return Row("deployment target", "none", ["no LC_BUILD_VERSION"])
     build = s.binary.build_version
     platform, minimum = build.platform.name, list(build.minos)
     misses = [] if (platform, minimum) == ("MACOS", DEPLOYMENT_TARGET) else ["expected macOS 14.0"]
+    if list(s.libmlx.build_version.minos) > DEPLOYMENT_TARGET:
+        misses.append("libmlx itself asks for a newer one")
     return Row("deployment target", f"{platform} {'.'.join(map(str, minimum))}", misses)
 
 
@@ -143,10 +163,16 @@ def rpath(s: Subject) -> Row:
 
 def libraries(s: Subject) -> Row:
     found = [library.name for library in s.binary.libraries]
-    known = (LIBMLX, LIBCXX, SYSTEM, OBJC)
-    return Row(
-        "libraries", ", ".join(Path(n).name for n in found), [n for n in found if n not in known]
-    )
+    misses = [f"{name} is not expected" for name in found if name not in LIBRARIES]
+    misses += [f"{name} is not there once" for name in LIBRARIES if found.count(name) != 1]
+    plain = lief.MachO.LoadCommand.TYPE.LOAD_DYLIB
+    theirs = s.libmlx.get(lief.MachO.LoadCommand.TYPE.ID_DYLIB)
+    for library in s.binary.libraries:
+        if library.command != plain:
+            misses.append(f"{library.name} is weak or re-exported")
+        if library.name == LIBMLX and library.compatibility_version > theirs.compatibility_version:
+            misses.append(f"libmlx {library.compatibility_version} is asked for")
+    return Row("libraries", ", ".join(Path(name).name for name in found), misses)
 
 
 def exported(s: Subject) -> Row:
@@ -154,7 +180,7 @@ def exported(s: Subject) -> Row:
     found = sorted(symbol.name for symbol in s.binary.exported_symbols)
     others = [n for n in found if n != "_PyInit__ext" and not re.match("__ZT[ISV]N8nanobind", n)]
     misses = others if "_PyInit__ext" in found else [*others, "no _PyInit__ext"]
-    return Row("exports", ", ".join(found[:3]), misses)
+    return Row("exports", ", ".join(found[:1]) + f" and {len(found) - 1} of nanobind", misses)
 
 
 def _resolved(s: Subject, check: str, mine: Callable[[str, str | None], bool], known) -> Row:
@@ -222,14 +248,23 @@ def signature(s: Subject) -> Row:
 
 
 def no_paths(s: Subject) -> Row:
-    found = {text.decode().lstrip("\0=\"' ") for text in PATH.findall(s.module.read_bytes())}
-    own = [text for text in sorted(found) if not text.startswith(PUBLIC_PATHS)]
+    binary = s.binary
+    strings = b"".join(
+        bytes(section.content)
+        for section in binary.sections
+        if section.name in ("__cstring", "__const", "__data")
+    )
+    paths = {found.decode() for found in PATH.findall(URL.sub(b"", strings))}
+    own = sorted(path for path in paths if not path.startswith(PUBLIC_PATHS))
+    data = s.module.read_bytes()
+    own += [str(place) for place in (ROOT, Path.home()) if str(place).encode() in data]
     return Row("paths of the build machine", "none" if not own else f"{len(own)}", own)
 
 
 CHECKS: tuple[Callable[[Subject], Row], ...] = (
     tags,
     record,
+    metadata,
     mlx_pin,
     package,
     architecture,

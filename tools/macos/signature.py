@@ -15,6 +15,7 @@ from macos.system_libraries import parse
 EMBEDDED_SIGNATURE, CODE_DIRECTORY = 0xFADE0CC0, 0xFADE0C02
 SHA256 = 2  # CS_HASHTYPE_SHA256
 ADHOC = 0x2  # CS_ADHOC
+PAGE_BITS = (12, 14)  # 4 and 16 KiB
 
 
 @dataclass(frozen=True)
@@ -37,39 +38,49 @@ def code_directory(module: Path) -> CodeDirectory:
     """The SHA-256 code directory of a file's embedded signature.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is none, or its blobs do not lie where the kernel looks for them.
     """
     binary = parse(module)
     if not binary.has_code_signature:
         raise ValueError("the file has no signature")
-    data = module.read_bytes()
+    data, command = module.read_bytes(), binary.code_signature
+    if command.data_offset + command.data_size != len(data):
+        raise ValueError("the signature does not end the file")
     try:
-        return _code_directory(data, binary.code_signature.data_offset)
+        return _code_directory(data, command.data_offset, command.data_size)
     except struct.error as error:
         raise ValueError(f"the signature is damaged: {error}") from None
 
 
-def _code_directory(data: bytes, at: int) -> CodeDirectory:
-    magic, _, count = struct.unpack_from(">III", data, at)
+def _code_directory(data: bytes, at: int, room: int) -> CodeDirectory:
+    magic, length, count = struct.unpack_from(">III", data, at)
     if magic != EMBEDDED_SIGNATURE:
         raise ValueError(f"the signature begins with {magic:#x}, not {EMBEDDED_SIGNATURE:#x}")
+    if length > room:
+        raise ValueError("the signature is larger than its place")
     for index in range(count):
         _, offset = struct.unpack_from(">II", data, at + 12 + 8 * index)
-        start = at + offset
-        (magic,) = struct.unpack_from(">I", data, start)
-        if magic != CODE_DIRECTORY:
-            continue
-        flags, hashes, _, _, slots, limit = struct.unpack_from(">6I", data, start + 12)
-        size, kind, _, page_bits = struct.unpack_from(">4B", data, start + 36)
-        if (size, kind) != (32, SHA256):
-            continue
-        pages = tuple(
-            Page(n << page_bits, min(n + 1 << page_bits, limit), start + hashes + size * n)
-            for n in range(slots)
-        )
-        if slots != -(-limit >> page_bits):
-            raise ValueError(f"{slots} page hashes for {limit} bytes")
-        return CodeDirectory(bool(flags & ADHOC), limit, pages)
+        magic, size = struct.unpack_from(">II", data, at + offset)
+        if offset + size > length:
+            raise ValueError("a blob of the signature ends outside of it")
+        if magic == CODE_DIRECTORY:
+            flags, hashes, _, _, slots, limit = struct.unpack_from(">6I", data, at + offset + 12)
+            hash_size, kind, _, page_bits = struct.unpack_from(">4B", data, at + offset + 36)
+            if (hash_size, kind) != (32, SHA256):
+                continue
+            if page_bits not in PAGE_BITS or slots != -(-limit >> page_bits):
+                raise ValueError(f"{slots} hashes of pages of 2^{page_bits} for {limit} bytes")
+            if hashes + hash_size * slots > size:
+                raise ValueError("page hashes lie outside of the code directory")
+            first = at + offset + hashes
+            return CodeDirectory(
+                bool(flags & ADHOC),
+                limit,
+                tuple(
+                    Page(n << page_bits, min(n + 1 << page_bits, limit), first + hash_size * n)
+                    for n in range(slots)
+                ),
+            )
     raise ValueError("the signature has no SHA-256 code directory")
 
 
