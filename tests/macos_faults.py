@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import struct
 import zipfile
@@ -12,7 +11,7 @@ from pathlib import Path
 import lief
 from macos import system_libraries
 from macos.signature import code_directory
-from macos.wheel_file import Wheel
+from macos.wheel_file import Wheel, digest
 
 Files = dict[str, bytes]
 Change = Callable[[bytes, Path], bytes]  # of the module's bytes; the path holds them as a file
@@ -23,8 +22,8 @@ def signed(data: bytes, module: Path) -> bytes:
     module.write_bytes(data)
     changed = bytearray(data)
     for page in code_directory(module).pages:
-        digest = hashlib.sha256(data[page.begin : page.end]).digest()
-        changed[page.hash_at : page.hash_at + 32] = digest
+        page_hash = hashlib.sha256(data[page.begin : page.end]).digest()
+        changed[page.hash_at : page.hash_at + 32] = page_hash
     return bytes(changed)
 
 
@@ -123,7 +122,7 @@ def wheel_with(
     (recorded,) = (n for n in files if n.endswith("/RECORD"))
     if record:
         files[recorded] = "".join(
-            f"{name},{_digest(data)},{len(data)}\n" if name != recorded else f"{name},,\n"
+            f"{name},{digest(data)},{len(data)}\n" if name != recorded else f"{name},,\n"
             for name, data in files.items()
         ).encode()
     changed = folder / wheel.name
@@ -131,8 +130,3 @@ def wheel_with(
         for name, data in files.items():
             archive.writestr(name, data)
     return changed
-
-
-def _digest(data: bytes) -> str:
-    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest())
-    return f"sha256={digest.decode().rstrip('=')}"

@@ -35,7 +35,7 @@ def test_the_metal_suite_without_a_gpu():
     assert "this MLX has no Metal GPU" in done.stderr
 
 
-def test_a_record_says_where_it_was_taken(tmp_path):
+def test_a_record_says_where_it_was_taken():
     from measure import environment
 
     record = environment()

@@ -1,4 +1,4 @@
-"""ruff and clang-format, as a commit would run them (.pre-commit-config.yaml)."""
+"""ruff and clang-format, as a commit would run them (.pre-commit-config.yaml), and actionlint."""
 
 import subprocess
 import sysconfig
@@ -8,9 +8,13 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 
-def run(tool, *arguments):
+def finished(tool, *arguments):
     command = [str(SCRIPTS / tool), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def run(tool, *arguments):
+    done = finished(tool, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -28,3 +32,19 @@ def test_clang_format():
     files = [f for d in rooms for f in (ROOT / d).rglob("*") if f.suffix in suffixes]
     assert files
     run("clang-format", "--dry-run", "--Werror", *sorted(files))
+
+
+def test_the_workflows():
+    """Nothing here runs them."""
+    files = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    assert files
+    run("actionlint", "-no-color", *files)
+
+
+def test_a_wrong_workflow(tmp_path):
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(text.replace("matrix.machine.tag", "matrix.machine.tga"))
+    done = finished("actionlint", "-no-color", wrong)
+    assert done.returncode == 1
+    assert '"tga" is not defined' in done.stdout

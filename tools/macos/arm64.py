@@ -20,9 +20,12 @@ from unicorn import arm64_const as arm64
 PAGE = 0x4000
 STACK, STACK_BYTES = 0x7000_0000, 1 << 20
 HEAP, HEAP_BYTES = 0x1_0000_0000, 1 << 26
-IMPORTS = 0x6000_0000  # one RET for each import that is no code of the files
+IMPORTS, IMPORTS_BYTES = (
+    0x6000_0000,
+    1 << 20,
+)  # one RET for each import that is no code of the files
 FIRST_IMAGE = 0x2_0000_0000
-FINISH = IMPORTS + (1 << 20) - 4  # where a call returns to
+FINISH = IMPORTS + IMPORTS_BYTES - 4  # where a call returns to
 POISON = b"\xa5"  # memory that was not written
 RET = bytes.fromhex("c0035fd6")
 BUDGET = 200_000_000  # instructions of a call
@@ -89,11 +92,11 @@ class Machine:
     def __init__(self) -> None:
         self.cpu = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
         self.cpu.ctl_set_cpu_model(arm64.UC_CPU_ARM64_MAX)
-        for begin, size in ((STACK, STACK_BYTES), (HEAP, HEAP_BYTES), (IMPORTS, 1 << 20)):
+        for begin, size in ((STACK, STACK_BYTES), (HEAP, HEAP_BYTES), (IMPORTS, IMPORTS_BYTES)):
             self.cpu.mem_map(begin, size)
-        self.cpu.mem_write(IMPORTS, RET * ((1 << 20) // 4))
+        self.cpu.mem_write(IMPORTS, RET * (IMPORTS_BYTES // 4))
         self.cpu.hook_add(
-            unicorn.UC_HOOK_CODE, self._import, begin=IMPORTS, end=IMPORTS + (1 << 20)
+            unicorn.UC_HOOK_CODE, self._import, begin=IMPORTS, end=IMPORTS + IMPORTS_BYTES
         )
         self.symbols: dict[str, int] = {}
         self._imports: list[str] = []

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import lief
 from macos import mlx_wheels, system_libraries
+from macos.needs import ROOT
 from macos.signature import code_directory, wrong_pages
-from macos.system_libraries import LIBCXX, OBJC, SYSTEM
+from macos.system_libraries import LIBCXX, OBJC, PYTHON, SYSTEM
 from macos.wheel_file import NotOurWheel, Wheel
 
-ROOT = Path(__file__).resolve().parents[2]
 LIBMLX = "@rpath/libmlx.dylib"
 LIBRARIES = (LIBMLX, LIBCXX, SYSTEM, OBJC)
 RPATH = "@loader_path/../mlx/lib"  # from mlx_sdpa_ext/ to MLX's library, side by side
@@ -61,8 +61,12 @@ class Subject:
         return core
 
     @cached_property
-    def imports(self) -> dict[str, str | None]:
+    def imports(self) -> dict[str, str]:
         return system_libraries.imports(self.module)
+
+    @cached_property
+    def system(self) -> dict[str, set[str]]:
+        return system_libraries.exports(self.mlx_wheels)
 
 
 def run(path: Path, scratch: Path) -> Iterator[Row]:
@@ -85,7 +89,7 @@ def run(path: Path, scratch: Path) -> Iterator[Row]:
 def tags(s: Subject) -> Row:
     version = f"cp{s.wheel.python.replace('.', '')}"
     wanted = f"{version}-{version}-{mlx_wheels.PLATFORM}"
-    written = set(re.findall(r"^Tag: (\S+)$", s.wheel.info("WHEEL"), re.MULTILINE))
+    written = set(s.wheel.about.get_all("Tag") or [])
     return Row(
         "tags of the name and of WHEEL",
         ", ".join(sorted(s.wheel.tags | written)),
@@ -183,44 +187,29 @@ def exported(s: Subject) -> Row:
     return Row("exports", ", ".join(found[:1]) + f" and {len(found) - 1} of nanobind", misses)
 
 
-def _resolved(s: Subject, check: str, mine: Callable[[str, str | None], bool], known) -> Row:
-    symbols = [symbol for symbol, library in s.imports.items() if mine(symbol, library)]
+def _resolved(s: Subject, library: str, known: Callable[[str], bool], name: str = "") -> Row:
+    symbols = [symbol for symbol, home in s.imports.items() if home == library]
     misses = [symbol for symbol in symbols if not known(symbol)]
-    return Row(check, f"{len(symbols) - len(misses)} of {len(symbols)} resolved", misses)
+    return Row(
+        f"imports from {name or Path(library).name}",
+        f"{len(symbols) - len(misses)} of {len(symbols)} resolved",
+        misses,
+    )
 
 
 def from_libmlx(s: Subject) -> Row:
     exports = {symbol.name for symbol in s.libmlx.exported_symbols}
-    return _resolved(
-        s, "imports from libmlx", lambda _, library: library == LIBMLX, exports.__contains__
-    )
-
-
-def _is_python(symbol: str) -> bool:
-    return symbol.startswith(("_Py", "__Py"))
+    return _resolved(s, LIBMLX, exports.__contains__, "libmlx")
 
 
 def from_python(s: Subject) -> Row:
     """Against the CPython that runs this: of the same version, though on Linux."""
-    return _resolved(
-        s,
-        f"imports from CPython {s.wheel.python}",
-        lambda symbol, library: library is None and _is_python(symbol),
-        lambda symbol: hasattr(ctypes.pythonapi, symbol[1:]),
-    )
+    name = f"CPython {s.wheel.python}"
+    return _resolved(s, PYTHON, lambda symbol: hasattr(ctypes.pythonapi, symbol[1:]), name)
 
 
 def from_system(library: str) -> Callable[[Subject], Row]:
-    def check(s: Subject) -> Row:
-        known = system_libraries.exports(s.mlx_wheels)[library]
-        weak = library == LIBCXX
-
-        def mine(symbol: str, home: str | None) -> bool:
-            return home == library or (weak and home is None and not _is_python(symbol))
-
-        return _resolved(s, f"imports from {Path(library).name}", mine, known.__contains__)
-
-    return check
+    return lambda s: _resolved(s, library, s.system[library].__contains__)
 
 
 def abi_tag(s: Subject) -> Row:

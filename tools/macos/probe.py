@@ -16,8 +16,8 @@ from pathlib import Path
 
 from macos import system_libraries
 from macos.arm64 import Machine
+from macos.needs import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 SOURCES = ("launch", "plan", "plan_gpu", "tiles")
 

@@ -14,6 +14,7 @@ import lief
 LIBCXX = "/usr/lib/libc++.1.dylib"
 SYSTEM = "/usr/lib/libSystem.B.dylib"
 OBJC = "/usr/lib/libobjc.A.dylib"
+PYTHON = "CPython"  # not a library: the interpreter that loads the file
 STUBS = {"libc++": LIBCXX, "libSystem": SYSTEM, "libobjc": OBJC}
 
 # C++98 and C++11 classes that libc++ has had since OS X 10.7: its availability markup
@@ -34,24 +35,24 @@ def exports(mlx_wheels: Path) -> dict[str, set[str]]:
     known: dict[str, set[str]] = {name: set() for name in STUBS.values()}
     for module in (mlx_wheels / "mlx/lib/libmlx.dylib", *mlx_wheels.glob("mlx/core.*.so")):
         for symbol, library in imports(module).items():
-            if library is not None:
-                known.setdefault(library, set()).add(symbol)
-            elif not symbol.startswith(("_Py", "__Py")):
-                known[LIBCXX].add(
-                    symbol
-                )  # weak: operator new and type_infos, which others may override
+            known.setdefault(library, set()).add(symbol)
     for library, symbols in ALSO.items():
         known[library] |= symbols
     return known
 
 
-def imports(module: Path) -> dict[str, str | None]:
-    """Every symbol that a Mach-O file imports, and its library; None: any library's."""
+def imports(module: Path) -> dict[str, str]:
+    """Every symbol that a Mach-O file imports, and its library.
+
+    Two kinds name none, and take what any file that is loaded has: Python's, and weak ones
+    (operator new, type_infos), which are libc++'s if nothing else overrides them.
+    """
+    found: dict[str, str] = {}
     binary = parse(module)
-    found: dict[str, str | None] = {}
     for symbol in binary.imported_symbols:
         info = symbol.binding_info
-        found[symbol.name] = info.library.name if info and info.has_library else None
+        unnamed = PYTHON if symbol.name.startswith(("_Py", "__Py")) else LIBCXX
+        found[symbol.name] = info.library.name if info and info.has_library else unnamed
     return found
 
 

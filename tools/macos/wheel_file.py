@@ -23,6 +23,12 @@ class NotOurWheel(Exception):
     """The file is no wheel of this package for macOS."""
 
 
+def digest(data: bytes) -> str:
+    """As RECORD has it."""
+    encoded = base64.urlsafe_b64encode(hashlib.sha256(data).digest())
+    return f"sha256={encoded.decode().rstrip('=')}"
+
+
 @dataclass(frozen=True)
 class Wheel:
     path: Path
@@ -77,6 +83,11 @@ class Wheel:
         return Parser().parsestr(self.info("METADATA"))
 
     @cached_property
+    def about(self) -> Message:
+        """What WHEEL says."""
+        return Parser().parsestr(self.info("WHEEL"))
+
+    @cached_property
     def mlx(self) -> str:
         """The MLX that the metadata pins.
 
@@ -93,16 +104,15 @@ class Wheel:
     def metadata_misses(self) -> list[str]:
         """What of the name, the folder, METADATA, WHEEL and entry points does not agree."""
         name, version, build, _ = parse_wheel_filename(self.path.name)
-        about = Parser().parsestr(self.info("WHEEL"))
         folders = {path.split("/")[0] for path in self.files if ".dist-info/" in path}
         wanted = {
             "name": (canonicalize_name(self.metadata["Name"] or ""), name),
             "version": (self.metadata["Version"], str(version)),
             "folder": (folders, {f"{self.path.name.split('-')[0]}-{version}.dist-info"}),
             "build tag in the name": ("".join(map(str, build)), f"1mlx{self.mlx}"),
-            "build tag in WHEEL": (about["Build"], f"1mlx{self.mlx}"),
-            "Wheel-Version": ((about["Wheel-Version"] or "").split(".")[0], "1"),
-            "Root-Is-Purelib": (about["Root-Is-Purelib"], "false"),
+            "build tag in WHEEL": (self.about["Build"], f"1mlx{self.mlx}"),
+            "Wheel-Version": ((self.about["Wheel-Version"] or "").split(".")[0], "1"),
+            "Root-Is-Purelib": (self.about["Root-Is-Purelib"], "false"),
         }
         misses = [f"{what}: {a}, not {b}" for what, (a, b) in wanted.items() if a != b]
         if f"{self.python}.0" not in SpecifierSet(self.metadata["Requires-Python"] or ""):
@@ -116,9 +126,8 @@ class Wheel:
         recorded = {row[0]: row[1] for row in csv.reader(io.StringIO(self.info("RECORD")))}
         misses = [f"{name} is only in RECORD" for name in recorded.keys() - self.files.keys()]
         for name, data in self.files.items():
-            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
             if name not in recorded:
                 misses.append(f"{name} is not in RECORD")
-            elif not name.endswith("/RECORD") and recorded[name] != f"sha256={digest}":
+            elif not name.endswith("/RECORD") and recorded[name] != digest(data):
                 misses.append(f"{name} has another hash")
         return misses
