@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx_sdpa_ext
 from mlx_sdpa_ext import _ext
+from mlx_sdpa_ext._mend import installed_backends
 
 
 def cpu_name() -> str:
@@ -34,13 +35,24 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
+def gpu() -> dict:
+    """The GPU's name and, of an NVIDIA one, what its kernels were compiled for and with."""
+    if not (mx.metal.is_available() or mx.cuda.is_available()):
+        return {"gpu": None}
+    info = mx.device_info(mx.gpu)
+    found = {"gpu": info["device_name"]}
+    if mx.cuda.is_available():
+        found |= {"architecture": info["architecture"], "backend": installed_backends()}
+    return found
+
+
 def environment() -> dict:
     """Where and with what a measurement was taken."""
     cpu = _ext.cpu()
     return {
         "date": date.today().isoformat(),
         "device": cpu_name(),
-        "gpu": mx.device_info()["device_name"] if mx.metal.is_available() else None,
+        **gpu(),
         "isa": cpu["isa"],
         "threads": cpu["threads"],
         "system": platform.platform(),

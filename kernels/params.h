@@ -1,7 +1,11 @@
-// Structs shared by the host and every kernel. Metal compiles this file too.
+// Structs shared by the host and every kernel. Metal and NVRTC compile this file too.
 #pragma once
 
-#ifndef __METAL_VERSION__
+#if defined(__CUDACC_RTC__)  // which has no headers of the C++ library
+using int64_t = long long;
+using uint32_t = unsigned;
+using uint64_t = unsigned long long;
+#elif !defined(__METAL_VERSION__)
 #include <cstdint>
 #endif
 

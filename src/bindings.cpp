@@ -72,6 +72,19 @@ NB_MODULE(_ext, m) {
       "stream"_a = nb::none(), "The fused primitive: [out] or [out, lse].");
 
   m.def(
+      "quantized_sdpa",
+      [](mx::array q, mx::array k, mx::array k_scales, mx::array k_biases, mx::array v,
+         mx::array v_scales, mx::array v_biases, float scale, int group_size, int bits,
+         sdpa::MaskArgument mask, std::optional<float> softcap, mx::StreamOrDevice stream) {
+        return sdpa::quantized_attention(q, {k, k_scales, k_biases}, {v, v_scales, v_biases},
+                                         {group_size, bits}, mask, softcap, scale, stream)[0];
+      },
+      "q"_a, "k"_a, "k_scales"_a, "k_biases"_a, "v"_a, "v_scales"_a, "v_biases"_a, nb::kw_only(),
+      "scale"_a, "group_size"_a, "bits"_a, "mask"_a = nb::none(), "softcap"_a = nb::none(),
+      "stream"_a = nb::none(),
+      "The fused primitive over a quantized cache that the kernel reads directly.");
+
+  m.def(
       "unfused",
       [](mx::array q, mx::array k, mx::array v, float scale, sdpa::MaskArgument mask,
          std::optional<mx::array> sinks, std::optional<int> window, std::optional<float> softcap,

@@ -43,6 +43,16 @@ void set_kernel_folder(const std::string& path) {
   if (const sdpa::GpuBackend* backend = sdpa::gpu_backend()) backend->set_kernel_folder(path);
 }
 
+void set_cache_folder(const std::string& path) {
+  const sdpa::GpuBackend* backend = sdpa::gpu_backend();
+  if (backend && backend->set_cache_folder) backend->set_cache_folder(path);
+}
+
+nb::object answer(const std::optional<sdpa::Failed>& failed) {
+  if (!failed) return nb::none();
+  return nb::make_tuple(failed->kernel, failed->error);
+}
+
 }  // namespace
 
 void bind_gpu(nb::module_& m) {
@@ -56,18 +66,29 @@ void bind_gpu(nb::module_& m) {
         "FLOPs of the longest dispatch, threadgroups that keep the GPU busy, bytes of scratch of a "
         "call; 0 = those of the smallest Mac.");
   m.def("set_kernel_folder", &set_kernel_folder, "path"_a,
-        "Where params.h and metal/ are; by default `kernels` beside this module.");
+        "Where params.h and the kernels are; by default `kernels` beside this module.");
+  m.def("set_cache_folder", &set_cache_folder, "path"_a,
+        "Where compiled CUDA kernels are kept; '' = nowhere.");
+  m.def(
+      "prepare_quantized",
+      [](mx::array q, mx::array k, mx::array k_scales, mx::array k_biases, mx::array v,
+         mx::array v_scales, mx::array v_biases, int group_size, int bits, sdpa::MaskArgument mask,
+         std::optional<float> softcap) {
+        return answer(sdpa::prepare_quantized(q, {k, k_scales, k_biases}, {v, v_scales, v_biases},
+                                              {group_size, bits}, mask, softcap));
+      },
+      "q"_a, "k"_a, "k_scales"_a, "k_biases"_a, "v"_a, "v_scales"_a, "v_biases"_a, nb::kw_only(),
+      "group_size"_a, "bits"_a, "mask"_a = nb::none(), "softcap"_a = nb::none(),
+      "The same for quantized_sdpa().");
   m.def(
       "prepare",
       [](mx::array q, mx::array k, mx::array v, sdpa::MaskArgument mask,
          std::optional<mx::array> sinks, std::optional<int> window, std::optional<float> softcap,
          int chunk_size, bool return_lse, bool float32_out, bool carry) -> nb::object {
-        const auto failed = sdpa::prepare(
+        return answer(sdpa::prepare(
             {q, k, v, mask, sinks, window, softcap},
             {.chunk_size = chunk_size, .return_lse = return_lse, .float32_out = float32_out},
-            carry);
-        if (!failed) return nb::none();
-        return nb::make_tuple(failed->kernel, failed->error);
+            carry));
       },
       "q"_a, "k"_a, "v"_a, nb::kw_only(), "mask"_a = nb::none(), "sinks"_a = nb::none(),
       "window"_a = nb::none(), "softcap"_a = nb::none(), "chunk_size"_a = 0, "return_lse"_a = false,

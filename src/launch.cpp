@@ -10,6 +10,10 @@ DType dtype_of(mx::Dtype t) {
   return t == mx::float16 ? DType::F16 : t == mx::bfloat16 ? DType::BF16 : DType::F32;
 }
 
+int columns_of(const array& x, const Attributes& a) {
+  return a.bits ? int(int64_t(x.shape(3)) * 32 / a.bits) : x.shape(3);
+}
+
 Strides strides_of(const array& x) {
   return {
       x.shape(0) == 1 ? 0 : x.strides(0),
@@ -28,7 +32,7 @@ Problem problem_of(const Inputs& in, const Attributes& a) {
       .Lq = in.q.shape(2),
       .Lk = in.k.shape(2),
       .D = in.q.shape(3),
-      .Dv = in.v.shape(3),
+      .Dv = columns_of(in.v, a),
       .dtype = dtype_of(in.q.dtype()),
       .causal = a.causal,
       .window = a.window,
@@ -44,6 +48,8 @@ Problem problem_of(const Inputs& in, const Attributes& a) {
       .want_f32 = a.want_f32,
       .q_offset = in.q_offset(a),
       .chunk_size = a.chunk_size,
+      .bits = a.bits,
+      .group_size = a.group_size,
   };
 }
 

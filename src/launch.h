@@ -8,6 +8,9 @@ namespace sdpa {
 
 DType dtype_of(mx::Dtype);
 
+// Elements of a row of K or V, also of packed ones.
+int columns_of(const mx::array&, const Attributes&);
+
 // Of an array [B, H, L, C]; 0 where a dimension is 1.
 Strides strides_of(const mx::array&);
 

@@ -123,6 +123,56 @@ std::pair<std::vector<array>, Attributes> lower(const Arguments& x, const Checke
   return {std::move(inputs), a};
 }
 
+// A stand-in with the shape and the type of the rows before they were packed; it is never computed.
+array unpacked(const char* name, const Packed& x, Quantization quantization) {
+  const auto [group_size, bits] = quantization;
+  if (bits != 4 && bits != 8) refuse("bits is ", bits, "; kernels read rows of 4 or 8 bits");
+  if (group_size != 32 && group_size != 64 && group_size != 128)
+    refuse("group_size is ", group_size, "; allowed are 32, 64 and 128");
+  if (x.words.ndim() != 4 || x.words.dtype() != mx::uint32)
+    refuse(
+        name, " with shape ", x.words.shape(), " and type ", x.words.dtype(),
+        " is expected to be packed words [batch, heads, length, head_dim * bits / 32] in uint32");
+  mx::Shape shape = x.words.shape();
+  const int64_t columns = int64_t(shape[3]) * 32 / bits;
+  shape[3] = int(columns / group_size);
+  for (const array* part : {&x.scales, &x.biases})
+    if (part->shape() != shape || columns % group_size != 0)
+      refuse("scales and biases of ", name, " with shape ", part->shape(), " are expected to be ",
+             shape, " for rows of ", columns, " elements");
+  shape[3] = int(columns);
+  return mx::broadcast_to(array(0.f, x.scales.dtype()), std::move(shape));
+}
+
+// The call as if the cache had never been quantized.
+std::pair<Arguments, Checked> check_quantized(const array& q, const Packed& k, const Packed& v,
+                                              Quantization quantization, const MaskArgument& mask,
+                                              std::optional<float> softcap) {
+  Arguments x{q,
+              unpacked("k", k, quantization),
+              unpacked("v", v, quantization),
+              mask,
+              std::nullopt,
+              std::nullopt,
+              softcap};
+  Checked checked = check(x);
+  checked.problem.bits = quantization.bits;
+  checked.problem.group_size = quantization.group_size;
+  return {std::move(x), checked};
+}
+
+// Compiles what the problem runs on the GPU backend, if there is one: the kernel that fails, if one does.
+std::optional<Failed> prepare(const Problem& p) {
+  const GpuBackend* gpu = gpu_backend();
+  if (!gpu) return std::nullopt;
+  try {
+    noting_failures([&] { gpu->prepare(p); });
+  } catch (const KernelFailure& failure) {
+    return Failed{failure.kernel(), failure.error()};
+  }
+  return std::nullopt;
+}
+
 void check_carry(const Checked& c, const FusedOptions& o) {
   if (!o.carry) return;
   const Problem& p = c.problem;
@@ -211,20 +261,36 @@ std::vector<array> fused_attention(const Arguments& x, float scale, const FusedO
   return Sdpa::make(std::move(inputs), a, stream);
 }
 
+std::vector<array> quantized_attention(const array& q, const Packed& k, const Packed& v,
+                                       Quantization quantization, const MaskArgument& mask,
+                                       std::optional<float> softcap, float scale,
+                                       mx::StreamOrDevice s) {
+  const auto [x, checked] = check_quantized(q, k, v, quantization, mask, softcap);
+  const mx::Stream stream = mx::to_stream(s);
+  if (const auto no = unsupported(checked.problem, device_of(stream.device))) refuse(no->reason);
+  auto [inputs, a] = lower(x, checked, scale, s);
+  a.bits = quantization.bits;
+  a.group_size = quantization.group_size;
+  inputs[1] = k.words;
+  inputs[2] = v.words;
+  for (const array* part : {&k.scales, &k.biases, &v.scales, &v.biases})
+    inputs.push_back(mx::astype(*part, checked.dtype, s));
+  return Sdpa::make(std::move(inputs), a, stream);
+}
+
 std::optional<Failed> prepare(const Arguments& x, const FusedOptions& o, bool carry) {
   Problem p = check(x).problem;
   p.chunk_size = o.chunk_size;
   p.want_lse = o.return_lse;
   p.want_f32 = o.float32_out;
   p.carry = carry;
-  const GpuBackend* gpu = gpu_backend();
-  if (!gpu) return std::nullopt;
-  try {
-    noting_failures([&] { gpu->prepare(p); });
-  } catch (const KernelFailure& failure) {
-    return Failed{failure.kernel(), failure.error()};
-  }
-  return std::nullopt;
+  return prepare(p);
+}
+
+std::optional<Failed> prepare_quantized(const array& q, const Packed& k, const Packed& v,
+                                        Quantization quantization, const MaskArgument& mask,
+                                        std::optional<float> softcap) {
+  return prepare(check_quantized(q, k, v, quantization, mask, softcap).second.problem);
 }
 
 std::vector<array> unfused_attention(const Arguments& x, float scale, int block_rows,

@@ -47,6 +47,23 @@ struct FusedOptions {
 std::vector<mx::array> fused_attention(const Arguments&, float scale, const FusedOptions&,
                                        mx::StreamOrDevice);
 
+// Keys or values as mx::quantize packs them in affine mode: [B, Hkv, Lk, D * bits / 32] and twice
+// [B, Hkv, Lk, D / group size].
+struct Packed {
+  mx::array words, scales, biases;
+};
+
+struct Quantization {
+  int group_size, bits;
+};
+
+// {out} of attention over a quantized cache that the kernel reads directly. Throws std::invalid_argument where no kernel
+// does, as it does on arguments that do not fit.
+std::vector<mx::array> quantized_attention(const mx::array& q, const Packed& k, const Packed& v,
+                                           Quantization, const MaskArgument& mask,
+                                           std::optional<float> softcap, float scale,
+                                           mx::StreamOrDevice);
+
 struct Failed {
   std::string kernel, error;
 };
@@ -54,6 +71,11 @@ struct Failed {
 // Compiles what fused_attention() with these arguments runs on the GPU backend: the kernel that fails, if one does.
 // Nothing to do without a backend. With `carry` as if the options had one.
 std::optional<Failed> prepare(const Arguments&, const FusedOptions&, bool carry);
+
+// The same of quantized_attention().
+std::optional<Failed> prepare_quantized(const mx::array& q, const Packed& k, const Packed& v,
+                                        Quantization, const MaskArgument& mask,
+                                        std::optional<float> softcap);
 
 // {out} or {out, lse} from stock operations, at most block_rows query rows at a time (0 = all).
 std::vector<mx::array> unfused_attention(const Arguments&, float scale, int block_rows,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "src/plan_cuda.h"
 #include "src/plan_gpu.h"
 
 namespace sdpa {
@@ -56,6 +57,8 @@ std::string served_dims(Backend backend) {
 
 // The first row that serves the problem: where the rows of a KV head fit one tile, that of a kernel for few rows.
 const Tile* choose(const Problem& p, const Device& device) {
+  if (p.bits && device.backend != Backend::cuda) return nullptr;
+  if (device.backend == Backend::cuda) return choose_cuda(p, device);
   const auto first = [&](Kernel kernel, bool must_fit) -> const Tile* {
     for (const Tile& t : tiles()) {
       if (t.kernel == kernel && t.takes(device.backend, p) && (!must_fit || p.rows() <= t.bq) &&
@@ -71,6 +74,10 @@ const Tile* choose(const Problem& p, const Device& device) {
 }
 
 Unsupported why_not(const Problem& p, const Device& device) {
+  if (p.bits)
+    return {std::string("no ") + name(device.backend) + " kernel reads a cache of " +
+            std::to_string(p.bits) + " bits for " + std::to_string(p.rows()) +
+            " rows of a KV head in " + name(p.dtype)};
   const std::string what = std::string(" kernel for head_dim ") + std::to_string(p.D) +
                            ", v_head_dim " + std::to_string(p.Dv) + " in " + name(p.dtype);
   for (const Tile& t : tiles()) {
@@ -90,7 +97,9 @@ std::string kernel_name(const Tile& tile, const Problem& p, const Device& device
                      std::to_string(cpu ? p.D : tile.d_max) + "_v" +
                      std::to_string(cpu ? p.Dv : tile.dv_max) + "_bq" + std::to_string(tile.bq) +
                      "_bk" + std::to_string(tile.bk);
-  if (!cpu) return text + "_w" + std::to_string(tile.wm) + "x" + std::to_string(tile.wd);
+  if (device.backend == Backend::metal)
+    return text + "_w" + std::to_string(tile.wm) + "x" + std::to_string(tile.wd);
+  if (p.bits) text += "_" + std::to_string(p.bits) + "bit_g" + std::to_string(p.group_size);
   return device.arch.empty() ? text : text + "_" + device.arch;
 }
 
@@ -123,21 +132,23 @@ std::variant<Plan, Unsupported> plan(const Problem& p, const Device& device) {
   if (!tile) return why_not(p, device);
 
   Plan out{.tile = *tile};
-  out.kernel = kernel_name(*tile, p, device);
   out.row_tiles = int(ceil_div(p.rows(), tile->bq));
   if (device.backend == Backend::cpu) {
     plan_cpu(p, device, out);
   } else {
     plan_gpu(p, device, out);
   }
+  out.kernel = kernel_name(out.tile, p, device);
 
   const int64_t rows = int64_t(p.B) * p.Hq * p.Lq;
   const int64_t state = rows * (int64_t(p.Dv) + 1) * int64_t(sizeof(float));
-  out.partial_bytes = out.splits > 1 ? out.splits * state : 0;
+  const bool gpu_merges = device.backend == Backend::cuda && (out.chunks > 1 || p.carry);
+  out.merges = device.backend != Backend::cpu && (out.splits > 1 || gpu_merges);
+  out.partial_bytes = out.splits > 1 || out.merges ? out.splits * state : 0;
   const bool O_in_place = p.dtype == DType::F32 || p.want_f32;
   if (out.chunks > 1) {
-    // A CPU task carries lse where it goes; kernels of a GPU take two arrays in turns.
-    const int lses = device.backend == Backend::cpu ? !p.want_lse : std::min(out.chunks - 1, 2);
+    // A CPU task and a merge on CUDA carry lse where it goes; Metal kernels take two arrays in turns.
+    const int lses = device.backend == Backend::metal ? std::min(out.chunks - 1, 2) : !p.want_lse;
     out.carry_bytes = rows * int64_t(sizeof(float)) * ((O_in_place ? 0 : p.Dv) + lses);
   }
   return out;

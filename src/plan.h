@@ -13,8 +13,13 @@ namespace sdpa {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 enum class Backend { cpu, metal, cuda };
-// middle: the prefill kernel of a GPU with a small tile, for the rows of a KV head that fit it.
-enum class Kernel { prefill, middle, decode };
+enum class Kernel {
+  prefill,
+  middle,  // the prefill kernel of a GPU with a small tile, for the rows of a KV head that fit it
+  decode,
+  narrow,  // CUDA: prefill on the tensor cores of compute capability 9.0
+  wide,    // the same for wide head dimensions
+};
 
 constexpr unsigned kF32 = 1, kF16 = 2, kBF16 = 4;  // sets of dtypes
 
@@ -29,7 +34,7 @@ struct Tile {
   int d_min, d_max, dv_min, dv_max;
   unsigned dtypes;
   int bq, bk;
-  int wm, wd;  // simdgroups, on a GPU
+  int wm, wd;  // simdgroups or warps, on a GPU
 
   int threads() const { return 32 * wm * wd; }  // of a threadgroup
   bool holds(DType) const;
@@ -52,11 +57,17 @@ struct Device {
   int fill = 1;               // GPU: threadgroups that keep it busy
   double dispatch_flops = 0;  // GPU: work of the longest dispatch; 0 = no bound
   int64_t memory = 0;  // GPU: bytes that the partial results of splits may take; 0 = no bound
+
+  int capability = 0;    // CUDA: 90 is compute capability 9.0
+  int shared_bytes = 0;  // CUDA: of a block, at most
 };
 
 // A GPU that nothing is known of but its name: with the bounds of the smallest Mac, safe on all. What is known of
 // others is in python/mlx_sdpa_ext/profiles.
 Device apple_gpu(const std::string& arch);
+
+// An NVIDIA GPU by its architecture, "sm_90"; what it has of processors the driver says at evaluation.
+Device nvidia_gpu(const std::string& arch);
 
 // One dispatch of a GPU kernel.
 struct Dispatch {
@@ -65,6 +76,13 @@ struct Dispatch {
   Part part;
   // Of whole tiles at the compiled head dimensions: what the GPU executes, hidden blocks left out.
   double flops;
+};
+
+// How a CUDA kernel is launched.
+struct Launch {
+  int cluster = 1;                     // blocks of a cluster, of neighbouring row tiles
+  int resident = 1;                    // blocks that one multiprocessor holds
+  int box_rows_k = 0, box_rows_v = 0;  // of the boxes that TMA copies; 0 = it does not use TMA
 };
 
 struct Plan {
@@ -86,6 +104,8 @@ struct Plan {
   int threadgroup_bytes = 0;              // of threadgroup memory
   std::vector<Dispatch> dispatches = {};  // in order; on a GPU chunks that no row sees are left out
   double longest_flops = 0;               // of a dispatch
+  Launch launch = {};                     // CUDA
+  bool merges = false;                    // GPU: a kernel merges partial results
 };
 
 struct Unsupported {

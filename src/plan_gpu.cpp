@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "src/plan_cuda.h"
+
 namespace sdpa {
 
 namespace {
@@ -62,11 +64,13 @@ class Cutter {
     plan_.chunk_keys = p_.chunk_size > 0 ? std::min(p_.chunk_size, Lk) : Lk;
     const int span = std::min(all_.end - all_.begin, plan_.chunk_keys);
     const int64_t units = int64_t(heads()) * plan_.row_tiles;
+    const int64_t partial = int64_t(p_.B) * p_.Hq * p_.Lq * (p_.Dv + 1) * int64_t(sizeof(float));
     int64_t splits = 1;
-    if (units > 0 && units < device.fill) {
+    if (device.backend == Backend::cuda) {
+      splits = cuda_splits(plan_, device, units, span, partial);
+    } else if (units > 0 && units < device.fill) {
       const int64_t most = std::min<int64_t>(span / kMinSplitKeys, kMaxSplits);
       splits = std::min(ceil_div(2 * int64_t(device.fill), units), most);
-      const int64_t partial = int64_t(p_.B) * p_.Hq * p_.Lq * (p_.Dv + 1) * int64_t(sizeof(float));
       if (device.memory > 0) splits = std::min(splits, device.memory / partial);
     }
 
@@ -77,8 +81,8 @@ class Cutter {
                              : std::max<int64_t>(int64_t(blocks), 1) * tile_.bk;
     if (splits > 1) {
       plan_.split_keys = int(std::min(round_up(ceil_div(span, splits), tile_.bk), room));
-      plan_.chunk_keys =
-          int(std::min<int64_t>(plan_.chunk_keys, int64_t(kMaxSplits) * plan_.split_keys));
+      plan_.chunk_keys = int(std::min<int64_t>(
+          plan_.chunk_keys, std::max(splits, int64_t(kMaxSplits)) * plan_.split_keys));
       plan_.splits = int(ceil_div(std::min(span, plan_.chunk_keys), plan_.split_keys));
     } else {
       const int positions = (tile_.bq - 1) / group_ + 2;  // of a tile, wherever it starts
@@ -204,6 +208,7 @@ Device apple_gpu(const std::string& arch) {
 void plan_gpu(const Problem& p, const Device& device, Plan& out) {
   out.threads = out.tile.threads();
   out.threadgroup_bytes = out.tile.threadgroup_bytes(p.dtype);
+  if (device.backend == Backend::cuda) plan_cuda_launch(p, device, out);
   Cutter(p, device, out).run(device);
 }
 

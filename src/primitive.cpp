@@ -7,6 +7,7 @@
 
 #include "src/backends/cpu.h"
 #include "src/backends/gpu.h"
+#include "src/launch.h"
 #include "src/unfused.h"
 
 namespace sdpa {
@@ -17,10 +18,20 @@ using mx::array;
 using Arrays = std::vector<array>;
 using Graph = std::function<Arrays(const Arrays&)>;
 
+// The inputs with K and V as if they had never been quantized.
+Arrays dequantized(const Arrays& inputs, const Attributes& a, mx::Stream s) {
+  const size_t scales = inputs.size() - 4;
+  Arrays out(inputs.begin(), inputs.begin() + scales);
+  for (size_t i : {0, 1})
+    out[1 + i] = mx::dequantize(inputs[1 + i], inputs[scales + 2 * i], inputs[scales + 2 * i + 1],
+                                a.group_size, a.bits, "affine", std::nullopt, std::nullopt, s);
+  return out;
+}
+
 // What each primitive computes, on stock operations, for the transforms to run through.
 Graph graph_of(const Attributes& a, mx::Stream s) {
-  return [a, s](const Arrays& in) {
-    Arrays out = unfused(in, a, 0, /*exact_lse=*/true, s);
+  return [a, s](const Arrays& inputs) {
+    Arrays out = unfused(a.bits ? dequantized(inputs, a, s) : inputs, a, 0, /*exact_lse=*/true, s);
     if (a.want_f32) out[0] = mx::astype(out[0], mx::float32, s);
     if (!a.want_lse) out.pop_back();
     return out;
@@ -130,7 +141,7 @@ void Sdpa::eval_on(const GpuBackend& gpu, const Arrays& inputs, Arrays& outputs)
 
 std::vector<mx::Shape> Sdpa::output_shapes(const Arrays& in) {
   const mx::Shape& q = in[0].shape();
-  std::vector<mx::Shape> shapes{{q[0], q[1], q[2], in[2].shape(3)}};
+  std::vector<mx::Shape> shapes{{q[0], q[1], q[2], columns_of(in[2], attributes_)}};
   if (attributes_.want_lse) shapes.push_back({q[0], q[1], q[2]});
   return shapes;
 }

@@ -10,7 +10,19 @@ const char* name(Backend b) {
   return b == Backend::cpu ? "cpu" : b == Backend::metal ? "metal" : "cuda";
 }
 const char* name(Kernel k) {
-  return k == Kernel::prefill ? "prefill" : k == Kernel::middle ? "middle" : "decode";
+  switch (k) {
+    case Kernel::prefill:
+      return "prefill";
+    case Kernel::middle:
+      return "middle";
+    case Kernel::decode:
+      return "decode";
+    case Kernel::narrow:
+      return "narrow";
+    case Kernel::wide:
+      return "wide";
+  }
+  return "";
 }
 const char* name(DType t) {
   return t == DType::F32 ? "float32" : t == DType::F16 ? "float16" : "bfloat16";

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import zlib
 
@@ -13,6 +14,10 @@ import pytest
 from mlx_sdpa_ext import _ext
 
 mx.set_default_device(mx.cpu)
+
+# The tests in cuda/ need an NVIDIA GPU and mlx[cuda13]: tools/run_cuda_tests.sh.
+ON_CUDA = os.environ.get("MLX_SDPA_EXT_DEVICE") == "cuda"
+collect_ignore = [] if ON_CUDA else ["cuda"]
 
 
 def pytest_addoption(parser):

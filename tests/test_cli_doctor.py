@@ -46,7 +46,8 @@ def test_a_sound_installation():
     assert [row["name"] for row in found["environment"]] == [v.name for v in limits.VARIABLES]
     for row in found["head_dims"]:
         for dtype in doctor.DTYPES:
-            support = router.supports(row["head_dim"], row["v_head_dim"], dtype, here)
+            dims = row["head_dim"], row["v_head_dim"]
+            support = router.supports(*dims, dtype, here, limits.of(here))
             assert row[dtype] == {"prefill": support.prefill, "decode": support.decode}
 
 

@@ -92,12 +92,12 @@ def test_a_route_prints_its_fields():
         (1025, None, mx.float16, None, None, None),
         (64, None, mx.float64, "cpu", None, None),
         (128, None, mx.float16, "metal", "stock", "stock"),
-        (128, None, mx.float16, "cuda", "stock", "stock"),
+        (128, None, mx.float16, "cuda", "ext", "ext"),
         (112, None, mx.float16, "metal", "ext", "ext"),
         (256, None, mx.float16, "metal", "ext", "stock"),
         (512, None, mx.float32, "metal", "ext", "stock"),
         (1024, None, mx.float16, "metal", None, None),
-        (256, None, mx.float16, "cuda", None, None),
+        (256, None, mx.float16, "cuda", "ext", "ext"),
     ],
 )
 def test_supports(D, Dv, dtype, backend, prefill, decode):

@@ -126,9 +126,8 @@ def test_refusals_say_what_there_is(D, Dv):
         ask((1, 8, 1, 1, 8, D, Dv))
 
 
-def test_a_backend_without_kernels_refuses_with_a_reason():
-    assert {tile["backend"] for tile in _ext.tiles()} == {"cpu", "metal"}
-    with pytest.raises(ValueError, match="cuda"):
+def test_a_call_that_no_kernel_serves_is_refused_with_a_reason():
+    with pytest.raises(ValueError, match=r"no cuda kernel for head_dim .* in float32"):
         _ext.plan(*PROBLEMS[0], "float32", backend="cuda")
 
 
@@ -150,3 +149,17 @@ def test_bad_questions(change, message):
     question = dict(zip(names, (1, 8, 2, 1, 8, 64, 64))) | {"dtype": "float32"}
     with pytest.raises(ValueError, match=message):
         _ext.plan(**question | change)
+
+
+def test_the_rows_of_cuda_say_what_the_headers_of_the_kernels_say():
+    for tile in _ext.tiles():
+        if tile["backend"] != "cuda":
+            continue
+        few = tile["kernel"] == "decode"
+        plan = _ext.plan(
+            1, 2, 2, tile["bq"] if few else 1000, 1000, tile["d_max"], tile["dv_max"], "bfloat16",
+            softcap=tile["kernel"] == "prefill", mask="bool" if tile["d_max"] > 256 else "none",
+            backend="cuda", arch="sm_80" if tile["kernel"] == "prefill" else "sm_90",
+        )  # fmt: skip
+        if f"_{tile['kernel']}_" in plan["kernel"] and plan["bq"] == tile["bq"]:
+            assert plan["bk"] == tile["bk"], plan["kernel"]

@@ -140,7 +140,7 @@ CASES = {
     "cuda-256": (H200, ask(STEP, 131072, 256), "unfused", "ext", "up to head dim 128"),
     "cuda-decode-256": (H200, ask(1, 131072, 256), "stock", "stock", "few query rows"),
     "cuda-tiles-256": (H200, ask(STEP, 131072, 256), "fused", "ext", "fastest"),
-    "cuda-tiles-512": (H200, ask(STEP, 131072, 512), "unfused", "ext", "faster"),
+    "cuda-tiles-512": (H200, ask(STEP, 131072, 512), "fused", "ext", "fastest"),
     "cuda-tiles-f32": (H200, ask(STEP, STEP, 256, dtype="float32"), "unfused", "ext", "float32"),
 }
 TILES_OF = {"tiles": METAL_TILES, "cuda-tiles": CUDA_TILES}
@@ -187,16 +187,17 @@ def test_even_at_512_memory_decides():
     assert "exceed the memory limit" in chosen.reason
 
 
-def test_idle_gpus_get_chunks_where_kernels_do_not_split_the_keys():
-    """Ours do on the CPU and on Metal; a backend may have some that do not."""
+@pytest.mark.parametrize(("Lq", "over"), [(STEP, "prefill_over_stock"), (1, "decode_over_stock")])
+def test_ours_is_taken_where_it_was_measured_to_be_faster_than_stocks(Lq, over):
     device = with_tiles(H200, CUDA_TILES)
-    few = ask(16, 65536, 256, Hkv=1)
-    chosen = route(few, device, fill_blocks=16)
-    assert (chosen.path, chosen.chunks) == ("chunked", 2)
-    assert "fill the GPU" in chosen.reason
-    assert route(few._replace(Lk=65535), device, fill_blocks=16).path == "fused"
-    assert route(few._replace(Lq=64), device, fill_blocks=16).path == "fused"
-    assert route(few, with_tiles(M4_MAX, METAL_TILES), fill_blocks=1000).path == "fused"
+    call = ask(Lq, 8192, 128)
+    plain = {"decode_over_stock": False, "prefill_over_stock": False}
+    assert route(call, device, **plain).provider == "stock"
+    chosen = route(call, device, **{**plain, over: True})
+    assert (chosen.path, chosen.provider) == ("fused", "ext")
+    assert "faster" in chosen.reason
+    assert route(call, device, "fused", **plain).provider == "stock"
+    assert route(call, device, "fused", **{**plain, over: True}).provider == "ext"
 
 
 @pytest.mark.parametrize(
@@ -402,7 +403,7 @@ def test_every_answer_is_consistent(request):
     ],
 )
 def test_supports(head_dims, device, prefill, decode):
-    answer = router.supports(*head_dims, "bfloat16", device)
+    answer = router.supports(*head_dims, "bfloat16", device, limits.of(device))
     assert (answer.prefill, answer.decode) == (prefill, decode)
     assert bool(answer) is (prefill is not None and decode is not None)
     assert answer.reason.startswith("prefill: ")

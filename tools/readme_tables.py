@@ -17,6 +17,7 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
+import cuda_tables
 from mlx_sdpa_ext import device, limits, router
 from mlx_sdpa_ext.stock import stock_route
 from mlx_sdpa_ext.words import Device, Problem
@@ -121,7 +122,14 @@ def _where(record: dict) -> str:
 
 
 RESULTS = ROOT / "bench" / "results"
-TABLES = {"support": support, "environment": environment, "speed": speed, "memory": memory}
+TABLES = {
+    "support": support,
+    "environment": environment,
+    "speed": speed,
+    "memory": memory,
+    "cuda": lambda: cuda_tables.cuda(RESULTS, ROOT / "docs"),
+    "models": lambda: cuda_tables.models(RESULTS),
+}
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 

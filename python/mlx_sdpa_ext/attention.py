@@ -254,7 +254,8 @@ def supports(
     if not (isinstance(dtype, mx.Dtype) and mx.issubdtype(dtype, mx.floating)):
         raise ValueError(f"dtype: got {dtype!r}; allowed are the floating dtypes of MLX")
     where = _of_backend(backend)
-    return router.supports(head_dim, Dv, str(dtype).removeprefix("mlx.core."), where)
+    name = str(dtype).removeprefix("mlx.core.")
+    return router.supports(head_dim, Dv, name, where, settings.of(where))
 
 
 def _of_backend(backend: str | None) -> Device:
@@ -281,7 +282,7 @@ class _Place:
         self.device = device
         self.limits = limits
         self.log = log
-        self.gate = Gate(device, limits) if device.backend == "metal" else None
+        self.gate = Gate(device, limits) if device.backend != "cpu" and device.tiles else None
         self.routes: dict[tuple[Any, ...], Route] = {}
 
     def route(self, problem: Problem, path: str, force_fused: bool, call: Call) -> Route:

@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext, limits
+from . import _ext, cuda, limits
 from .words import Device, Tile, has_neural_accelerators
 
 
@@ -55,17 +55,18 @@ def stream_of(stream: Any) -> Any:
     """`stream`, or for None where the setting `device` says that attention runs.
 
     Raises:
-        ValueError: it says metal, and this MLX has no such GPU.
+        ValueError: it says metal or cuda, and this MLX has no such GPU.
     """
     if stream is not None:
         return stream
     chosen = limits.settings().device
     if chosen is None:
         return None
-    if chosen != "metal":  # cpu, or what stands for a GPU there
+    if chosen not in ("metal", "cuda"):  # cpu, or what stands for a GPU there
         return mx.cpu
-    if not mx.metal.is_available():
-        raise ValueError(f"{limits.DEVICE}: got 'metal', and this MLX has no Metal GPU")
+    if not getattr(mx, chosen).is_available():
+        gpu = "Metal" if chosen == "metal" else "CUDA"
+        raise ValueError(f"{limits.DEVICE}: got {chosen!r}, and this MLX has no {gpu} GPU")
     return mx.gpu
 
 
@@ -120,7 +121,8 @@ def _detect(where: mx.Device) -> Device:
         arch = str(info["architecture"])
         return _device("metal", arch, int(info["max_recommended_working_set_size"]))
     if mx.cuda.is_available():
-        return _device("cuda", str(info["architecture"]), int(info["total_memory"]))
+        found = _device("cuda", str(info["architecture"]), int(info["total_memory"]))
+        return found._replace(tiles=()) if cuda.refusal() else found
     raise ValueError(f"stream: got {where}, and this MLX has no GPU")
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -96,13 +97,45 @@ class Gate:
             if found is None and not self.device.software:
                 later = problem.Lk // 2 + 1 if carry else 0  # a chunk that continues another
                 found = self._check(problem, chunk_size or later)
-            if found and found.kernel not in _failed:
-                _failed[found.kernel] = found.error
-                _warn(found)
-            if len(self._answers) >= ANSWERS_KEPT:
-                self._answers.clear()
-            self._answers[key] = found
-            return found
+            return self._keep(key, found)
+
+    def packed_failure(
+        self,
+        problem: Problem,
+        arrays: Sequence[mx.array],
+        *,
+        mask: str | mx.array | None,
+        group_size: int,
+        bits: int,
+    ) -> Failure | None:
+        """Why the kernel that reads a quantized cache is not to be used; None if it is.
+
+        Args:
+            problem: the call.
+            arrays: q, then packed words, scales and biases of the keys and of the values.
+            mask: of the call.
+            group_size: of the quantization.
+            bits: likewise.
+        """
+        key = (problem, group_size, bits)
+        with _lock:
+            if key in self._answers:
+                return self._answers[key]
+            self.open()
+            refused = _ext.prepare_quantized(
+                *arrays, mask=mask, softcap=problem.softcap, group_size=group_size, bits=bits
+            )
+            return self._keep(key, Failure(*refused) if refused else None)
+
+    def _keep(self, key: tuple[Any, ...], found: Failure | None) -> Failure | None:
+        """Notes an answer, and warns of a failure that is new."""
+        if found and found.kernel not in _failed:
+            _failed[found.kernel] = found.error
+            _warn(found)
+        if len(self._answers) >= ANSWERS_KEPT:
+            self._answers.clear()
+        self._answers[key] = found
+        return found
 
     def open(self) -> None:
         """Has this device evaluate as its limits say; once, at the first call.

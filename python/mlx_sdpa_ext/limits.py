@@ -44,12 +44,12 @@ def _switch(text: str) -> bool:
 
 
 def _device(text: str) -> str:
-    """`cpu`, `metal`, or `software-metal:` with its architecture."""
+    """`cpu`, `metal`, `cuda`, or `software-metal:` with its architecture."""
     name, _, arch = text.partition(":")
-    if text in ("cpu", "metal"):
+    if text in ("cpu", "metal", "cuda"):
         return text
     if name != SOFTWARE_METAL or not re.fullmatch(r"(applegpu_g\d+[gsdpc])?", arch):
-        raise ValueError(f"cpu, metal, {SOFTWARE_METAL} or {SOFTWARE_METAL}:{SOFTWARE_ARCH}")
+        raise ValueError(f"cpu, metal, cuda, {SOFTWARE_METAL} or {SOFTWARE_METAL}:{SOFTWARE_ARCH}")
     return f"{name}:{arch or SOFTWARE_ARCH}"
 
 
@@ -80,8 +80,8 @@ VARIABLES = (
     Variable(
         "MLX_SDPA_CHUNK_THRESHOLD",
         "65536",
-        "If set, the `chunked` path is taken from so many keys on. Unset, only where a kernel that "
-        "cannot split its keys would leave the GPU idle; those for the CPU and Metal can.",
+        "If set, the `chunked` path is taken from so many keys on. Unset, only where it is asked "
+        "for: kernels split the keys themselves where they would else leave the device idle.",
         _count(1, MOST_KEYS),
         "chunk_threshold",
     ),
@@ -157,7 +157,7 @@ class Settings(NamedTuple):
     fused_min_keys: int | None = None
     memory_limit: int | None = None
     dispatch_ms: int | None = None
-    device: str | None = None  # "cpu", "metal" or "software-metal:ARCH"
+    device: str | None = None  # "cpu", "metal", "cuda" or "software-metal:ARCH"
     cpu_threads: int | None = None
     disable: bool | None = None
     log: bool | None = None
@@ -253,4 +253,6 @@ def of(device: Device, chosen: Settings = NOTHING_SET) -> Limits:
         dispatch_flops=int(known["dispatch_flops"] * dispatch_ms / profile_ms) if profile_ms else 0,
         dispatch_ms=dispatch_ms,
         fill_blocks=int(known.get("fill_blocks", plain["fill_blocks"])),
+        decode_over_stock=bool(known.get("decode_over_stock")),
+        prefill_over_stock=bool(known.get("prefill_over_stock")),
     )

@@ -16,7 +16,7 @@ from . import attention, quantized
 from . import device as devices
 from .first_use import Gate
 from .stats import record, record_fallback
-from .words import Problem, Route
+from .words import Device, Problem, Route
 
 Function = Callable[..., Any]
 REFUSALS = (TypeError, ValueError, RuntimeError)
@@ -163,8 +163,9 @@ def _streamed(
     """Attention over a quantized cache, or None where mlx-lm's function is the path to take."""
     place = attention.place_of(None)
     problem = quantized.problem_of(q, keys, values, mask, softcap)
-    route = quantized.route(problem, place.device, place.limits)
-    if place.gate and route.provider == "ext" and not route.block_rows:
+    route = _packed_route(place.gate, place.device, problem, q, keys, values, mask)
+    route = route or quantized.route(problem, place.device, place.limits)
+    if place.gate and route.path == "chunked" and not route.block_rows:
         failed = _failed_kernel(place.gate, problem, route, q, keys, values, mask)
         if failed:
             route = quantized.route(problem, place.device, place.limits, failed)
@@ -179,6 +180,26 @@ def _streamed(
     place.announce(route, problem)
     record(route)
     return out
+
+
+def _packed_route(
+    gate: Gate | None,
+    device: Device,
+    problem: Problem,
+    q: mx.array,
+    keys: quantized.Quantized,
+    values: quantized.Quantized,
+    mask: str | mx.array | None,
+) -> Route | None:
+    """The route of a kernel that reads the packed cache, where there is one that works."""
+    kernel = quantized.packed_kernel(problem, device, keys, values)
+    if gate is None or kernel is None:
+        return None
+    arrays = (q.astype(getattr(mx, problem.dtype)), *keys.arrays, *values.arrays)
+    sizes = {"group_size": keys.group_size, "bits": keys.bits}
+    if gate.packed_failure(problem, arrays, mask=mask, **sizes):
+        return None
+    return quantized.packed_route(problem, kernel, keys)
 
 
 def _failed_kernel(

@@ -16,7 +16,7 @@ def plan(problem: Problem, device: Device, limits: Limits, chunk_size: int = 0) 
     """
     sizes = problem[: Problem._fields.index("dtype") + 1]
     gpu = {}
-    if device.backend == "metal":
+    if device.backend != "cpu":
         gpu = {
             "dispatch_flops": limits.dispatch_flops,
             "fill": limits.fill_blocks,
@@ -49,7 +49,7 @@ def planned(route: Route, problem: Problem, device: Device, limits: Limits) -> R
         transient_bytes=found["tile_bytes"] + found["scratch_bytes"],
         splits=found["splits"],
     )
-    if device.backend != "metal":
+    if device.backend == "cpu":
         return route
     longest = found["longest_flops"]
     return route._replace(

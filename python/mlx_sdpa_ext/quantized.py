@@ -1,4 +1,7 @@
-"""Attention over a quantized KV cache, dequantized a block of keys at a time.
+"""Attention over a quantized KV cache.
+
+A decode kernel that reads packed rows does it in one pass (CUDA). Else the cache is dequantized a
+block of keys at a time:
 
     for block j of the keys:
         K_j, V_j = dequantize(...)                    # [B, Hkv, n, D], [B, Hkv, n, Dv]
@@ -56,6 +59,43 @@ class Quantized(NamedTuple):
 
     def _mode_argument(self) -> dict[str, str]:
         return {} if self.mode == "affine" else {"mode": self.mode}
+
+
+PACKED_DTYPES = ("float16", "bfloat16")
+PACKED_BITS = (4, 8)
+PACKED_GROUPS = (32, 64, 128)
+
+
+def packed_kernel(
+    problem: Problem, device: Device, keys: Quantized, values: Quantized
+) -> str | None:
+    """The kernel of ours that reads these packed rows, or None. Pure."""
+    same = (keys.mode, keys.bits, keys.group_size) == (values.mode, values.bits, values.group_size)
+    readable = (
+        same
+        and keys.mode == "affine"
+        and keys.bits in PACKED_BITS
+        and keys.group_size in PACKED_GROUPS
+        and problem.dtype in PACKED_DTYPES
+        and problem.array_mask is False
+    )
+    if device.backend != "cuda" or not readable:
+        return None
+    for tile in device.tiles:
+        if tile.kernel == "decode" and tile.serves(problem):
+            return tile.kernel
+    return None
+
+
+def packed_route(problem: Problem, kernel: str, keys: Quantized) -> Route:
+    """The route of a call that `packed_kernel` serves."""
+    return Route(
+        path="fused",
+        provider="ext",
+        kernel=f"{kernel}, packed {keys.bits} bits",
+        reason="a fused kernel reads the packed keys and values",
+        flops=flops(problem),
+    )
 
 
 def route(problem: Problem, device: Device, limits: Limits, failed: str | None = None) -> Route:
@@ -157,7 +197,7 @@ def attention(
     softcap: float | None = None,
     route: Route,
 ) -> mx.array:
-    """Attention over a quantized cache by blocks of `route.chunk_size` keys.
+    """Attention over a quantized cache, packed or by blocks of `route.chunk_size` keys.
 
     Args:
         q: queries [B, Hq, Lq, D].
@@ -167,7 +207,7 @@ def attention(
         mask: None, "causal" (the last query sees the last key), or a bool or additive array that
             broadcasts to [B, Hq, Lq, Lk]; its slices are views.
         softcap: s -> softcap * tanh(s / softcap) on the scaled scores, before the mask.
-        route: what `route()` answered for the call.
+        route: what `route()` or `packed_route()` answered for the call.
 
     Returns:
         [B, Hq, Lq, Dv], in the dtype that stock operations would give.
@@ -180,6 +220,16 @@ def attention(
     dtype = result_dtype(q, keys, values, mask)
     if isinstance(mask, mx.array):
         q = q.astype(dtype)  # an additive mask may be of a wider dtype, as in mlx-lm's function
+    if route.path == "fused":
+        return _ext.quantized_sdpa(
+            q.astype(dtype),
+            *(*keys.arrays, *values.arrays),
+            scale=scale,
+            group_size=keys.group_size,
+            bits=keys.bits,
+            mask=mask,
+            softcap=softcap,
+        )
     attend: Callable[..., Partial] = _unfused if route.block_rows else _fused
     packed, n = (*keys.arrays, *values.arrays), len(keys.arrays)
     partial: Partial | None = None

@@ -2,7 +2,8 @@
 
 The questions, in this order:
 1. Is a path, or the `chunked` path by MLX_SDPA_CHUNK_THRESHOLD, asked for?
-2. Would stock MLX run the call fused by itself? Then it does (stock.py).
+2. Would stock MLX run the call fused by itself? Then it does (stock.py), unless our kernel was
+   measured to be faster (Limits.decode_over_stock, prefill_over_stock).
 3. Is there a fused kernel of ours, and is it the fastest path for so few query rows
    (Limits.middle_rows) or at this head dim (Limits.fused_dim)?
 4. Do the temporaries of the unfused path fit the memory limit, and are the keys few enough
@@ -32,9 +33,6 @@ SKIPPING_ROWS = 4096
 # 2048 x 16384, head dim 256 took 124 and 249 ms (M2 Ultra, ml-explore/mlx PR #3293).
 MATMUL_SPEED = 2
 FEW_ROWS = VECTOR_ROWS  # query rows of a decode step, speculative ones included
-# Kernels of these backends split the keys themselves where they would leave the device idle
-# (src/plan.cpp), in one pass and a merge: no need for chunks, one after the other.
-SPLITTING = ("cpu", "metal")
 
 Reason = str
 
@@ -69,16 +67,16 @@ def route(
         return _chunked(problem, tile, limits, "asked for by MLX_SDPA_CHUNK_THRESHOLD")
     cannot = inexpressible(problem)
     stock = None if cannot else stock_route(problem, device)
-    if stock and stock.bounded:
+    if stock and stock.bounded and not (tile and _beats_stock(problem, limits)):
         return _stock(problem, stock)
     reason = stock.reason if stock else f"{cannot}"  # why stock does not do it by itself ...
     if failed:
         reason = f"{reason}; {_no_tile(problem, device, failed)}"
+    if tile and stock and stock.bounded:
+        return _fused(problem, tile, f"{reason}; {BEATS_STOCK}")
     if tile:
         fused, why = _weigh(problem, limits)
         reason = f"{reason}; {why}"  # ... and why this path does
-        if fused and _idle(problem, tile, limits):
-            return _chunked(problem, tile, limits, f"{reason}; {WHY_CHUNKED}")
         if fused:
             return _fused(problem, tile, reason)
     elif stock and stock.force_fused:
@@ -93,7 +91,7 @@ def route(
     return _unfused(problem, limits, reason)
 
 
-WHY_CHUNKED = "too few query rows to fill the GPU, so the keys are split"
+BEATS_STOCK = "the fused kernel of this package is the faster one here"
 EXCEEDED = "the unfused scores exceed the memory limit"
 BEYOND_MIN_KEYS = "beyond fused_min_keys a fused kernel bounds the memory"
 UNFUSED_FASTER = "the unfused path is faster at this head dim"
@@ -123,6 +121,11 @@ def _weigh(p: Problem, limits: Limits) -> tuple[bool, Reason]:
     return False, UNFUSED_FASTER
 
 
+def _beats_stock(p: Problem, limits: Limits) -> bool:
+    """Whether our fused kernel is faster than stock's, where both serve the call."""
+    return limits.decode_over_stock if p.Lq <= FEW_ROWS else limits.prefill_over_stock
+
+
 def _weigh_stock(p: Problem, limits: Limits) -> tuple[bool, Reason]:
     """The same of a fused kernel that stock MLX has, but prefers not to use. It is one dispatch."""
     small = p.Lq <= FEW_ROWS or p.Lk <= limits.fused_min_keys
@@ -131,13 +134,6 @@ def _weigh_stock(p: Problem, limits: Limits) -> tuple[bool, Reason]:
     if limits.dispatch_flops and flops(p) > limits.dispatch_flops:
         return False, "its fused kernel might run into the GPU watchdog"
     return True, EXCEEDED if small else BEYOND_MIN_KEYS
-
-
-def _idle(p: Problem, tile: Tile, limits: Limits) -> bool:
-    """Whether a grid over heads and query blocks leaves the GPU idle on very many keys."""
-    if tile.backend in SPLITTING or not limits.fill_blocks or p.Lk < limits.chunk_threshold:
-        return False
-    return p.B * p.Hkv * -(-p.Lq * p.gqa // tile.bq) < limits.fill_blocks
 
 
 def _asked(path: str, force_fused: bool) -> str:
@@ -163,11 +159,16 @@ def _forced(
         return _stock(p, stock, f"{reason}; {stock.reason}")
     if path == "chunked" and tile:
         return _chunked(p, tile, limits, reason)
-    if path == "fused" and _fused_here(stock, tile) == "stock":
+    if path == "fused" and _fused_here(p, stock, tile, limits) == "stock":
         return _fused_by_stock(p, stock, reason)
     if path == "fused" and tile:
         return _fused(p, tile, reason)
-    can = {"fused": _fused_here(stock, tile), "unfused": True, "chunked": tile, "stock": stock}
+    can = {
+        "fused": _fused_here(p, stock, tile, limits),
+        "unfused": True,
+        "chunked": tile,
+        "stock": stock,
+    }
     others = ", ".join(repr(name) for name in PATHS if can[name])
     why = cannot if path == "stock" else _why_not_fused(p, device, failed)
     raise ValueError(
@@ -175,8 +176,10 @@ def _forced(
     )
 
 
-def _fused_here(stock: Stock | None, tile: Tile | None) -> str | None:
-    """Whose fused kernel serves a call: stock's where it is stock's own choice, else ours first."""
+def _fused_here(p: Problem, stock: Stock | None, tile: Tile | None, limits: Limits) -> str | None:
+    """Whose fused kernel serves a call: stock's where it takes it and is not slower, else ours."""
+    if tile and _beats_stock(p, limits):
+        return "ext"
     if stock and (stock.how == "fused" or (stock.force_fused and not tile)):
         return "stock"
     return "ext" if tile else None
@@ -341,12 +344,13 @@ def seen(p: Problem) -> int:
     return ramp + (last - first + 1 - growing) * window
 
 
-def supports(D: int, Dv: int, dtype: str, device: Device) -> Support:
+def supports(D: int, Dv: int, dtype: str, device: Device, limits: Limits) -> Support:
     """Whether fused kernels, ours or stock's, serve these head dims in prefill and in decode."""
     prefill = Problem(1, 8, 1, 2048, 4096, D, Dv, dtype, "causal")
     providers, reasons = [], []
     for name, problem in {"prefill": prefill, "decode": prefill._replace(Lq=1)}.items():
-        provider = _fused_here(stock_route(problem, device), _tile(problem, device))
+        stock, tile = stock_route(problem, device), _tile(problem, device)
+        provider = _fused_here(problem, stock, tile, limits)
         providers.append(provider)
         reasons.append(f"{name}: {FUSED_BY[provider] or _why_not_fused(problem, device)}")
     return Support(None not in providers, "; ".join(reasons), *providers)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from . import _ext
+from . import _ext, cuda
 
 _loaded: str | None = None  # the architecture that the loaded backend stands for
 
@@ -24,7 +24,7 @@ def use(arch: str | None) -> None:
     global _loaded
     if arch == _loaded:
         return
-    _ext.load_gpu_backend(_library() if arch else "", arch or "")
+    _ext.load_gpu_backend(_library() if arch else cuda.library(), arch or "")
     _loaded = arch
 
 

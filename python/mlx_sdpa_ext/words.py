@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+# Kernels whose tiles the rows of a GQA group need not fit.
+ANY_ROWS = ("prefill", "narrow", "wide")
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # bytes
 PATHS = ("fused", "unfused", "chunked", "stock")
 
@@ -45,7 +47,7 @@ class Tile(NamedTuple):
     """One row of kernels/tiles.def: a compiled kernel of ours and the problems it serves."""
 
     backend: str
-    kernel: str  # "prefill", "middle" (prefill with a small tile) or "decode"
+    kernel: str  # "prefill", "middle" (prefill with a small tile), "decode"; CUDA: "narrow" ...
     d_min: int
     d_max: int
     dv_min: int
@@ -75,7 +77,7 @@ class Tile(NamedTuple):
             self.d_min <= problem.D <= self.d_max
             and self.dv_min <= problem.Dv <= self.dv_max
             and problem.dtype in self.dtypes
-            and (self.kernel == "prefill" or problem.Lq * problem.gqa <= self.bq)
+            and (self.kernel in ANY_ROWS or problem.Lq * problem.gqa <= self.bq)
         )
 
 
@@ -160,6 +162,9 @@ class Limits(NamedTuple):
     dispatch_flops: int = 0  # work of the longest dispatch of ours; 0 = no bound
     dispatch_ms: float = 0.0  # what that takes, estimated
     fill_blocks: int = 0  # threadgroups that keep the GPU busy; 0 = nothing to fill
+    # Whether our fused kernel is faster than one of stock's that serves the call too.
+    decode_over_stock: bool = False
+    prefill_over_stock: bool = False
 
 
 class Route(NamedTuple):

@@ -39,8 +39,9 @@ struct GpuBackend {
 
   Device (*device)();
   void (*set_limits)(const GpuLimits&);
-  void (*set_kernel_folder)(const std::string&);  // holds params.h, tile_bytes.h and metal/
+  void (*set_kernel_folder)(const std::string&);  // holds params.h and the kernels of the backend
   std::string (*kernel_folder)();
+  void (*set_cache_folder)(const std::string&);  // for compiled kernels; null where MLX keeps them
 
   // Compiles what the problem needs. Throws KernelFailure, or std::invalid_argument where there is no kernel.
   void (*prepare)(const Problem&);

@@ -7,7 +7,7 @@ namespace sdpa {
 namespace {
 
 // Raised with every change of the structs and signatures that a library sees and that their sizes do not show.
-constexpr int kRevision = 1;
+constexpr int kRevision = 2;
 
 }  // namespace
 

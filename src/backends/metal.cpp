@@ -167,6 +167,7 @@ const GpuBackend& backend() {
       .set_limits = set_limits,
       .set_kernel_folder = set_kernel_folder,
       .kernel_folder = kernel_folder,
+      .set_cache_folder = nullptr,
       .prepare = prepare,
       .prepare_merge = prepare_merge,
       .eval_attention = eval_attention,

@@ -153,7 +153,7 @@ def _look_at_device(found: Findings) -> bool:
     for d, dv in HEAD_DIMS:
         row: dict[str, Any] = {"head_dim": d, "v_head_dim": dv}
         for dtype in DTYPES:
-            support = router.supports(d, dv, dtype, device)
+            support = router.supports(d, dv, dtype, device, bounds)
             row[dtype] = {"prefill": support.prefill, "decode": support.decode}
         found.head_dims.append(row)
     return True

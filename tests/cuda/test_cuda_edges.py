@@ -1,0 +1,58 @@
+"""Lengths at the edges of each kernel's tile, and the kernel that a call is meant to reach."""
+
+from __future__ import annotations
+
+import pytest
+from cases import Case, verify
+from mlx_sdpa_ext import _ext
+
+ARCH = f"sm_{_ext.gpu()['arch'].removeprefix('sm_')}" if _ext.gpu() else "sm_90"
+TILES = [tile for tile in _ext.tiles() if tile["backend"] == "cuda"]
+
+
+def kernel_of(case: Case) -> str:
+    plan = _ext.plan(
+        case.B, case.Hq, case.Hkv, case.Lq, case.Lk, case.D, case.v_dim, case.dtype,
+        mask=case.mask, window=case.window or 0, softcap=case.softcap is not None,
+        sinks=case.sinks, want_lse=case.lse, chunk_size=case.chunk_size, backend="cuda", arch=ARCH,
+    )  # fmt: skip
+    return plan["kernel"]
+
+
+def cases(tile: dict):
+    D, Dv = tile["d_max"], tile["dv_max"]
+    for dtype in tile["dtypes"]:
+        for keys in sorted({1, tile["bk"] - 1, tile["bk"], tile["bk"] + 1, 5 * tile["bk"] + 3}):
+            few = tile["kernel"] == "decode"
+            rows = [1, tile["bq"] // 2] if few else [tile["bq"] - 1, tile["bq"], tile["bq"] + 1]
+            for Lq in dict.fromkeys(rows):
+                for mask in ("none", "causal"):
+                    yield Case(
+                        Hq=4, Hkv=2, Lq=Lq, Lk=keys, D=D, Dv=Dv, dtype=dtype, mask=mask,
+                        softcap=3.0 if tile["kernel"] == "prefill" else None,
+                        mask_shape="QK",
+                    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [c for tile in TILES for c in cases(tile)], ids=str)
+def test_edges_of_a_tile(case, rng):
+    verify(case, rng)
+
+
+SPECIAL = {
+    "narrow": Case(Hq=16, Hkv=2, Lq=64, Lk=5000, D=256, dtype="bfloat16", mask="causal"),
+    "wide": Case(Hq=16, Hkv=2, Lq=200, Lk=5000, D=512, dtype="bfloat16", mask="causal"),
+    "decode": Case(Hq=16, Hkv=2, Lq=1, Lk=9000, D=256, dtype="bfloat16"),
+    "prefill": Case(
+        Hq=16, Hkv=2, Lq=200, Lk=900, D=512, dtype="bfloat16", mask="causal", softcap=5.0
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
+@pytest.mark.parametrize("kernel", SPECIAL)
+def test_a_call_that_the_kernel_is_for(kernel, dtype, rng):
+    case = Case(**{**SPECIAL[kernel].__dict__, "dtype": dtype})
+    if ARCH == "sm_90":
+        assert kernel_of(case).startswith(f"sdpa_{kernel}_")
+    verify(case, rng)
