@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <climits>
+#include <iterator>
 
 #include "kernels/cuda/decode_tile.h"
 #include "kernels/cuda/narrow_tile.h"
