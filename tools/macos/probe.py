@@ -19,7 +19,7 @@ from macos.arm64 import Machine
 from macos.needs import ROOT
 
 HERE = Path(__file__).parent
-SOURCES = ("launch", "plan", "plan_gpu", "tiles")
+SOURCES = ("launch", "plan", "plan_cuda", "plan_gpu", "tiles")
 
 # What probe_plan takes and writes, in its order.
 PROBLEM = (
