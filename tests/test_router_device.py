@@ -7,7 +7,7 @@ from importlib import metadata
 
 import mlx.core as mx
 import pytest
-from mlx_sdpa_ext import _ext, device
+from mlx_sdpa_ext import _ext, cuda, device
 from mlx_sdpa_ext.words import Device
 
 GPU = mx.Device(mx.gpu, 0)
@@ -87,13 +87,21 @@ def test_metal(arch, release, wheel, accelerators, gpu, monkeypatch):
     assert found == expected._replace(neural_accelerators=accelerators)
 
 
-def test_cuda(gpu):
+def test_cuda(gpu, monkeypatch):
+    monkeypatch.setattr(cuda, "refusal", lambda: None)
     gpu("cuda", CUDA)
     expected = Device.named("sm_90", memory=80 << 30, tiles=device.tiles(), mlx=mx.__version__)
     assert device.current(GPU) == expected
 
 
+def test_cuda_without_our_library_has_no_kernels_of_ours(gpu, monkeypatch):
+    monkeypatch.setattr(cuda, "refusal", lambda: "no driver")
+    gpu("cuda", CUDA)
+    assert device.current(GPU).tiles == ()
+
+
 def test_the_switches_of_stock_mlx(gpu, monkeypatch):
+    monkeypatch.setattr(cuda, "refusal", lambda: None)
     gpu("cuda", CUDA)
     monkeypatch.setenv("MLX_ENABLE_TF32", "0")
     monkeypatch.setenv("MLX_SDPA_D512_MIN_KL", "4096")
