@@ -92,7 +92,7 @@ Device nvidia_gpu(const std::string& arch) {
                [](unsigned char c) { return std::isdigit(c); });
   found.capability = digits.empty() ? 80 : std::stoi(digits);
   found.fill = found.capability == 90 ? 132 : 58;  // H100 and H200; an L4
-  found.shared_bytes = shared_bytes_of(found.capability) - 1024;
+  found.shared_bytes = block_bytes_of(found.capability);
   return found;
 }
 

@@ -26,6 +26,7 @@ struct ElementOf<int(DType::BF16)> {
   using type = __nv_bfloat16;
 };
 using T = ElementOf<kDType>::type;
+using Out = ElementOf<SDPA_OUT_F32 ? int(DType::F32) : kDType>::type;
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__half x) { return __half2float(x); }

@@ -71,11 +71,6 @@ __device__ inline float masked(const Arguments& a, float s, int key, int end, in
   return s;
 }
 
-__device__ inline void store_output(void* O, int64_t at, float x) {
-  using E = ElementOf<SDPA_OUT_F32 ? int(DType::F32) : kDType>::type;
-  static_cast<E*>(O)[at] = from_float<E>(x);
-}
-
 __device__ inline void decode(const Arguments& a) {
   extern __shared__ __align__(16) char memory[];
   const Params& p = a.p;
@@ -213,7 +208,6 @@ __device__ inline void decode(const Arguments& a) {
       if (at.t == 0) exchange[row_in_tile(at, m, h) * WN + at.wn] = l;
     }
   __syncthreads();
-  const int64_t split_row = int64_t(split) * p.B * p.Hq * p.Lq;
   SDPA_FOR (m, MT)
     SDPA_FOR (h, 2) {
       const int r = row_in_tile(at, m, h);
@@ -221,13 +215,8 @@ __device__ inline void decode(const Arguments& a) {
       RowState total = {state[m][h].m, 0.f};
       SDPA_FOR (w, WN) total.l += exchange[r * WN + w];
       const bool none = total.l == 0.f;
-      float factor = 1.f;
-      if (a.sinks && part.with_sinks && split == 0)
-        factor = add_sink(
-            total,
-            to_float(static_cast<const T*>(a.sinks)[b * p.sink_batch + row.head * p.sink_head]));
-      factor *= inverse_sum(total);
-      const int64_t out_row = split_row + output_row(p, b, row);
+      const float factor = finish_row(a, b, split, row, total);
+      const int64_t out_row = split_row(p, b, split, row);
       if (!row.valid) continue;
       if (a.lse && at.wn == 0 && at.t == 0) a.lse[out_row] = lse_of(total);
       SDPA_FOR (f, FV)
@@ -235,7 +224,8 @@ __device__ inline void decode(const Arguments& a) {
           const int dv = output_column(at.wn, f, at.t * 2 + e);
           // a row that saw nothing may hold 0 * Inf of hidden values
           if (dv < p.Dv)
-            store_output(a.O, out_row * p.Dv + dv, none ? 0.f : O[m][f][h * 2 + e] * factor);
+            static_cast<Out*>(a.O)[out_row * p.Dv + dv] =
+                from_float<Out>(none ? 0.f : O[m][f][h * 2 + e] * factor);
         }
     }
 }

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "kernels/cuda/decode_tile.h"
-#include "kernels/cuda/mask.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/output.cuh"
 
 namespace sdpa {
 

@@ -1,20 +1,9 @@
 // Launch sizes of the CUDA decode kernel, for the host and for NVRTC.
 #pragma once
 
-#ifdef __CUDACC_RTC__  // which takes no host functions
-#define SDPA_SIZE __device__ constexpr
-#else
-#define SDPA_SIZE constexpr
-#endif
+#include "kernels/cuda/sizes.h"
 
 namespace sdpa {
-
-// Shared memory of a multiprocessor in bytes, by compute capability (major * 10 + minor). A block can have 1 KiB less.
-SDPA_SIZE int shared_bytes_of(int capability) {
-  if (capability == 80 || capability == 87) return 164 * 1024;
-  if (capability >= 90 && capability < 120) return 228 * 1024;
-  return 100 * 1024;
-}
 
 struct DecodeTile {
   int wm, wn;  // warps over the rows; over the keys in Q K^T and the columns of V in P V

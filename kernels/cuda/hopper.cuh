@@ -17,12 +17,6 @@ __device__ inline void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// Expects bytes without arriving.
-__device__ inline void expect_bytes(unsigned barrier, int bytes) {
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
 __device__ inline void arrive_expecting(unsigned barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
@@ -32,17 +26,8 @@ __device__ inline void arrive(unsigned barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// At the same barrier of another block of the cluster.
-__device__ inline void arrive_at(unsigned barrier, int block) {
-  asm volatile(
-      "{ .reg .b32 there;\n"
-      "  mapa.shared::cluster.u32 there, %0, %1;\n"
-      "  mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(barrier),
-      "r"(block)
-      : "memory");
-}
-
-// The same where nothing but finished reads came before: as a release, the arrival would cost a fence of the whole GPU
+// At the same barrier of another block of the cluster, where nothing but finished reads came before: as a release, the
+// arrival would cost a fence of the whole GPU
 // (MEMBAR.ALL.GPU), some hundred cycles.
 __device__ inline void arrive_after_reads_at(unsigned barrier, int block) {
   asm volatile(
@@ -71,18 +56,16 @@ __device__ inline void wait(unsigned barrier, unsigned parity) {
   while (!try_wait(barrier, parity)) {}
 }
 
-// Acquires also what other blocks of the cluster wrote before they arrived.
-__device__ inline void wait_cluster(unsigned barrier, unsigned parity) {
-  unsigned done = 0;
-  while (!done)
-    asm volatile(
-        "{ .reg .pred done;\n"
-        "  mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
-        "  selp.b32 %0, 1, 0, done; }"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-}
+// A place in a ring of stages, and the parity of its turn.
+template <int stages>
+struct RingOf {
+  int stage = 0;
+  unsigned turn = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == stages) stage = 0, turn ^= 1;
+  }
+};
 
 // ---- Named barriers 1..15 of a block (0 is __syncthreads); `threads` counts those that sync and those that arrive.
 
@@ -135,24 +118,9 @@ __device__ inline int cluster_rank() {
   return int(rank);
 }
 
-__device__ inline void arrive_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-
-__device__ inline void wait_for_cluster() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
 __device__ inline void sync_cluster() {
-  arrive_cluster();
-  wait_for_cluster();
-}
-
-// This shared address in another block of the cluster, in the shared::cluster window.
-__device__ inline unsigned map_to_block(unsigned address, int block) {
-  unsigned there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(block));
-  return there;
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 }  // namespace sdpa

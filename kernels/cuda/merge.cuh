@@ -18,7 +18,6 @@
 namespace sdpa {
 
 using TIn = ElementOf<SDPA_PART_F32 ? int(DType::F32) : kDType>::type;
-using TOut = ElementOf<SDPA_OUT_F32 ? int(DType::F32) : kDType>::type;
 
 template <typename E>
 struct alignas(4 * sizeof(E)) Four {
@@ -38,11 +37,11 @@ __device__ inline float4 load_columns(const E* row, int col, int n, bool whole) 
   return {to_float(v.x[0]), to_float(v.x[1]), to_float(v.x[2]), to_float(v.x[3])};
 }
 
-__device__ inline void store_columns(TOut* row, int col, int n, bool whole, float4 x) {
-  const Four<TOut> v = {
-      {from_float<TOut>(x.x), from_float<TOut>(x.y), from_float<TOut>(x.z), from_float<TOut>(x.w)}};
+__device__ inline void store_columns(Out* row, int col, int n, bool whole, float4 x) {
+  const Four<Out> v = {
+      {from_float<Out>(x.x), from_float<Out>(x.y), from_float<Out>(x.z), from_float<Out>(x.w)}};
   if (whole) {
-    if (col < n) *reinterpret_cast<Four<TOut>*>(row + col) = v;
+    if (col < n) *reinterpret_cast<Four<Out>*>(row + col) = v;
   } else {
     SDPA_FOR (i, 4)
       if (col + i < n) row[col + i] = v.x[i];
@@ -72,7 +71,7 @@ __device__ inline void merge(const MergeArguments& a) {
   const int per_group = (p.n + groups - 1) / groups;
   const int begin = group * per_group, end = min(p.n, begin + per_group);
   const bool whole = p.Dv % 4 == 0 && (reinterpret_cast<uint64_t>(a.parts) % sizeof(Four<TIn>) |
-                                       reinterpret_cast<uint64_t>(a.O) % sizeof(Four<TOut>) |
+                                       reinterpret_cast<uint64_t>(a.O) % sizeof(Four<Out>) |
                                        reinterpret_cast<uint64_t>(a.carry_O) % 16) == 0;
   const float old = valid && p.with_carry ? a.carry_lse[row] : -kInfinity;
   const auto lse_at = [&](int i) {
@@ -93,7 +92,7 @@ __device__ inline void merge(const MergeArguments& a) {
   const float carried = weight_of(old, to) * inverse;
 
   const TIn* const parts = static_cast<const TIn*>(a.parts);
-  TOut* const O = static_cast<TOut*>(a.O) + row * p.Dv;
+  Out* const O = static_cast<Out*>(a.O) + row * p.Dv;
   for (int chunk = warp % chunks; chunk < chunks; chunk += warps) {
     const int col = chunk * kMergedColumns + lane * 4;
     float4 sum = {0.f, 0.f, 0.f, 0.f};

@@ -1,7 +1,7 @@
 // Launch sizes of the CUDA merge kernel, for the host and for NVRTC.
 #pragma once
 
-#include "kernels/cuda/decode_tile.h"
+#include "kernels/cuda/sizes.h"
 #include "kernels/params.h"
 
 namespace sdpa {

@@ -5,8 +5,6 @@
 
 namespace sdpa {
 
-// A maximum within this factor 2^8 of the last one is not worth scaling O: P <= 2^8 is as exact.
-constexpr float kSlack = 8.f;
 constexpr int kTurnBarrier =
     4;  // named barriers: 1 + w is of consumer w, kTurnBarrier + w its turn to multiply
 constexpr bool kTakeTurns = kConsumers > 1;
@@ -23,8 +21,6 @@ using MaskElement = MaskElementOf<kMaskKind == int(MaskKind::Additive)>::type;
 struct alignas(2 * sizeof(MaskElement)) MaskPair {
   MaskElement x[2];
 };
-
-using Out = ElementOf<SDPA_OUT_F32 ? int(DType::F32) : kDType>::type;
 
 struct NarrowConsumer {
   const Arguments& a;
@@ -226,36 +222,16 @@ struct NarrowConsumer {
       l[r] += __shfl_xor_sync(~0u, l[r], 2);
       const Row my = row_of(row(r), tile.rows, tile.hkv, p.group);
       RowState state = {m[r], l[r]};
-      float scale = 1.f;
-      if (a.sinks && a.part.with_sinks && tile.split == 0) {
-        const int64_t at = tile.b * p.sink_batch + my.head * p.sink_head;
-        scale = add_sink(state, to_float(static_cast<const T*>(a.sinks)[at]));
-      }
-      scale *= inverse_sum(state);
+      const float scale = finish_row(a, tile.b, tile.split, my, state);
       if (!my.valid) continue;
-      const int64_t out_row = output_row(p, tile.b, my) + int64_t(tile.split) * p.B * p.Hq * p.Lq;
+      const int64_t out_row = split_row(p, tile.b, tile.split, my);
       if (a.lse && lane % 4 == 0) a.lse[out_row] = lse_of(state);
-      Out* to = static_cast<Out*>(a.O) + out_row * p.Dv;
       SDPA_FOR (n, DV / 8) {
         // a row that saw nothing may hold 0 * inf of hidden values
         const float x = scale == 0.f ? 0.f : O[n * 4 + r * 2] * scale;
         const float y = scale == 0.f ? 0.f : O[n * 4 + r * 2 + 1] * scale;
-        store_columns(to, n * 8 + lane % 4 * 2, x, y);
+        store_pair_of_output(a, out_row, n * 8 + lane % 4 * 2, x, y);
       }
-    }
-  }
-
-  __device__ __forceinline__ void store_columns(Out* to, int col, float x, float y) const {
-    const int Dv = a.p.Dv;
-    if (Dv % 2 == 0) {
-      if (col >= Dv) return;
-      if constexpr (SDPA_OUT_F32)
-        *reinterpret_cast<float2*>(to + col) = {x, y};
-      else
-        *reinterpret_cast<unsigned*>(to + col) = pack<T>(x, y);
-    } else {
-      if (col < Dv) to[col] = from_float<Out>(x);
-      if (col + 1 < Dv) to[col + 1] = from_float<Out>(y);
     }
   }
 };

@@ -1,8 +1,8 @@
 // What the warpgroups of the Hopper kernel for head dims up to 256 share: shared memory, and the work of a tile.
 #pragma once
 
-#include "kernels/cuda/mask.cuh"
 #include "kernels/cuda/narrow_tile.h"
+#include "kernels/cuda/output.cuh"
 #include "kernels/cuda/tma.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -11,6 +11,7 @@ namespace sdpa {
 constexpr int D = SDPA_D, DV = SDPA_DV, BQ = SDPA_BQ, BK = SDPA_BK;
 constexpr int kConsumers = BQ / 64;
 constexpr int kStages = narrow_stages(D, DV, BQ, BK);
+using Ring = RingOf<kStages>;
 
 static_assert(BQ % 64 == 0 && kConsumers >= 1 && kConsumers <= 3, "a warpgroup multiplies 64 rows");
 static_assert(BK % 16 == 0 && BK <= 256, "P V takes 16 keys at a time, a box has up to 256");
@@ -49,16 +50,6 @@ __device__ inline NarrowTile narrow_tile(const Params& p, const Part& part) {
   tile.blocks = max(0, (tile.keys.end - tile.keys.begin + BK - 1) / BK);
   return tile;
 }
-
-// A place in the ring of stages, and the parity of its turn.
-struct Ring {
-  int stage = 0;
-  unsigned turn = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) stage = 0, turn ^= 1;
-  }
-};
 
 // Rows [64 w, 64 w + 64) of Q into shared memory, by the 128 threads of consumer w; zero beyond the rows of the KV head
 // and the columns of the problem.

@@ -1,18 +1,13 @@
 // Tile of the Hopper kernel for head dims up to 256: the host and NVRTC share these sizes.
 #pragma once
 
-#ifdef __CUDACC_RTC__  // which takes no host functions
-#define SDPA_SIZE __device__ constexpr
-#else
-#define SDPA_SIZE constexpr
-#endif
+#include "kernels/cuda/sizes.h"
 
 namespace sdpa {
 
 // Boxes of the tensor maps: 64 columns of SDPA_BK keys, for K and for V.
 constexpr int kNarrowBoxColumns = 64;
 constexpr int kNarrowMaxStages = 4;
-constexpr int kNarrowMaxSharedBytes = 232448;  // of a thread block of sm_90
 
 // A warpgroup for every 64 rows, and one that copies.
 SDPA_SIZE int narrow_threads(int bq) { return 128 * (bq / 64 + 1); }
@@ -31,7 +26,7 @@ SDPA_SIZE int narrow_fixed_bytes(int D, int bq) { return bq * D * 2 + 1024; }
 SDPA_SIZE int narrow_stage_bytes(int D, int DV, int bk) { return bk * (D + DV) * 2; }
 
 SDPA_SIZE int narrow_stages(int D, int DV, int bq, int bk) {
-  const int room = kNarrowMaxSharedBytes - narrow_fixed_bytes(D, bq);
+  const int room = block_bytes_of(90) - narrow_fixed_bytes(D, bq);
   const int fit = room / narrow_stage_bytes(D, DV, bk);
   return fit < kNarrowMaxStages ? fit : kNarrowMaxStages;
 }

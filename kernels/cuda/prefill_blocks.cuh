@@ -1,8 +1,8 @@
 // What both ways of the prefill kernel share: the work of a thread block, copies of K and V, masks, outputs.
 #pragma once
 
-#include "kernels/cuda/mask.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/output.cuh"
 #include "kernels/cuda/prefill_tile.h"
 
 namespace sdpa {
@@ -14,9 +14,6 @@ constexpr int WM = kTile.wm, WN = kTile.wn, kThreads = kTile.threads();
 constexpr int RM = BQ / WM, MT = RM / 16;     // rows of a warp, its fragments of rows,
 constexpr int FK = BK / 8, FV = DV / WN / 8;  // of keys in Q K^T, of its columns in P V
 constexpr int FD = D / WN / 16;               // of its columns in Q K^T
-
-// A row's reference rises only when its maximum does by this much: P is up to 2^8, and O is seldom rescaled.
-constexpr float kSlack = 8.f;
 
 static_assert(sizeof(T) == 2, "prefill takes 16-bit elements");
 static_assert(BQ == WM * MT * 16 && BK % 16 == 0, "each warp owns whole fragments");
@@ -135,38 +132,6 @@ __device__ inline void load_query(const Arguments& a, const Work& work, int r, i
           Q[m][d][k * 2 + h] = query_pair(from, a.p.Qs.col, d0 + d * 16 + k * 8 + lane % 4 * 2,
                                           row.valid ? a.p.D : 0);
     }
-}
-
-// What multiplies O for the sinks, with them counted in `state`; and 1 / l.
-__device__ inline float finish_row(const Arguments& a, const Work& work, Row row, RowState& state) {
-  float factor = 1.f;
-  if (a.sinks && a.part.with_sinks && work.split == 0) {
-    const int64_t at = work.b * a.p.sink_batch + row.head * a.p.sink_head;
-    factor = add_sink(state, to_float(static_cast<const T*>(a.sinks)[at]));
-  }
-  return factor * inverse_sum(state);
-}
-
-// Of O and lse, in all splits.
-__device__ inline int64_t split_row(const Params& p, const Work& work, Row row) {
-  return output_row(p, work.b, row) + int64_t(work.split) * p.B * p.Hq * p.Lq;
-}
-
-// Columns dv and dv + 1 of a row of O.
-__device__ inline void store_pair_of_output(const Arguments& a, int64_t row, int dv, float x,
-                                            float y) {
-  using Out = ElementOf<SDPA_OUT_F32 ? int(DType::F32) : kDType>::type;
-  Out* to = static_cast<Out*>(a.O) + row * a.p.Dv + dv;
-  if (a.p.Dv % 2 == 0) {
-    if (dv >= a.p.Dv) return;
-    if constexpr (SDPA_OUT_F32)
-      *reinterpret_cast<float2*>(to) = {x, y};
-    else
-      *reinterpret_cast<unsigned*>(to) = pack<T>(x, y);
-  } else {
-    if (dv < a.p.Dv) to[0] = from_float<Out>(x);
-    if (dv + 1 < a.p.Dv) to[1] = from_float<Out>(y);
-  }
 }
 
 }  // namespace sdpa

@@ -167,10 +167,10 @@ struct ColumnsOfWarp {
       const Row my = row_of(work.row0 + r, work.rows, work.hkv, a.p.group);
       RowState total = {state[g].m, row_sum(state[g].l)};
       const bool none = total.l == 0.f;
-      const float by = finish_row(a, work, my, total);
+      const float by = finish_row(a, work.b, work.split, my, total);
       if (lane % 4 == 0) {
         alphas[r] = none ? 0.f : by;
-        if (a.lse && my.valid) a.lse[split_row(a.p, work, my)] = lse_of(total);
+        if (a.lse && my.valid) a.lse[split_row(a.p, work.b, work.split, my)] = lse_of(total);
       }
     }
     __syncthreads();
@@ -180,7 +180,7 @@ struct ColumnsOfWarp {
         const Row my = row_of(work.row0 + r, work.rows, work.hkv, a.p.group);
         if (!my.valid) continue;
         const float by = alphas[r];
-        const int64_t out_row = split_row(a.p, work, my);
+        const int64_t out_row = split_row(a.p, work.b, work.split, my);
         SDPA_FOR (f, FV)  // a row that saw nothing may hold 0 * inf of hidden values
           store_pair_of_output(a, out_row, (wn * FV + f) * 8 + lane % 4 * 2,
                                by == 0.f ? 0.f : O[m][f][h * 2] * by,

@@ -131,9 +131,9 @@ struct RowsOfWarp {
             row_of(work.row0 + row + m * 16 + h * 8 + lane / 4, work.rows, work.hkv, a.p.group);
         RowState total = {state[m][h].m, row_sum(state[m][h].l)};
         const bool none = total.l == 0.f;
-        const float factor = finish_row(a, work, my, total);
+        const float factor = finish_row(a, work.b, work.split, my, total);
         if (!my.valid) continue;
-        const int64_t out_row = split_row(a.p, work, my);
+        const int64_t out_row = split_row(a.p, work.b, work.split, my);
         if (a.lse && lane % 4 == 0) a.lse[out_row] = lse_of(total);
         SDPA_FOR (f, FV)  // a row that saw nothing may hold 0 * inf of hidden values
           store_pair_of_output(a, out_row, f * 8 + lane % 4 * 2,

@@ -1,7 +1,7 @@
 // Launch sizes of the generic CUDA prefill kernel, for the host and for NVRTC.
 #pragma once
 
-#include "kernels/cuda/decode_tile.h"
+#include "kernels/cuda/sizes.h"
 
 namespace sdpa {
 
@@ -36,7 +36,7 @@ SDPA_SIZE PrefillTile prefill_tile(int D, int DV, int bq, int bk, int capability
   PrefillTile tile = {};
   tile.k_row_bytes = D * 2 + 16;
   tile.v_row_bytes = DV * 2 + 16;
-  const int left = shared_bytes_of(capability) - 1024;
+  const int left = block_bytes_of(capability);
   if (DV > 256) {  // too much of O for the registers of a warp: it holds 32 rows and 128 columns
     tile.wm = bq / 32;
     tile.wn = DV / 128;

@@ -30,6 +30,9 @@ __device__ inline float score(float qk, float scale, float softcap) {
 // What a maximum is subtracted as: a row that has seen no key has none, and exp2(-inf - 0) = 0.
 __device__ inline float reference_of(float m) { return m == -kInfinity ? 0.f : m; }
 
+// What P is relative to rises only when the maximum does by this much: P is up to 2^8, as exact, and O is seldom rescaled.
+constexpr float kSlack = 8.f;
+
 // The running maximum and sum of one row.
 struct RowState {
   float m;  // of s

@@ -7,10 +7,6 @@
 
 namespace sdpa {
 
-__device__ inline void prefetch_map(const TensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
-
 // The box at (col, row, head, batch). One thread of the block calls it.
 __device__ inline void load_box(unsigned to, const TensorMap& map, unsigned barrier, int col,
                                 int row, int head, int batch) {

@@ -66,7 +66,6 @@ __device__ inline uint64_t k_rows(unsigned address, unsigned box_bytes) {
 #define SDPA_TENS_3 SDPA_TEN() "," SDPA_TEN(1) "," SDPA_TEN(2)
 #define SDPA_TENS_6 SDPA_TENS_3 "," SDPA_TEN(3) "," SDPA_TEN(4) "," SDPA_TEN(5)
 #define SDPA_TENS_9 SDPA_TENS_6 "," SDPA_TEN(6) "," SDPA_TEN(7) "," SDPA_TEN(8)
-#define SDPA_LIST_16 SDPA_TEN() ",%10,%11,%12,%13,%14,%15"
 #define SDPA_LIST_32 SDPA_TENS_3 ",%30,%31"
 #define SDPA_LIST_40 SDPA_TENS_3 "," SDPA_TEN(3)
 #define SDPA_LIST_48 SDPA_LIST_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
@@ -116,7 +115,6 @@ struct Wgmma;
     }                                                                                           \
   };
 
-SDPA_WGMMA(32, 16, 16, 17, 18, 19, 20, 21, 22)
 SDPA_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38)
 SDPA_WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46)
 SDPA_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)

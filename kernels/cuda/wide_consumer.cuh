@@ -7,11 +7,6 @@ namespace sdpa {
 
 constexpr int kSteps = 8;  // of 16 keys in a key block; a softmax has as many
 
-// A maximum that rises by less leaves P relative to the old one: P <= 2^8 is as precise, and O needs no scaling.
-constexpr float kSlack = 8.f;
-
-using Out = ElementOf<SDPA_OUT_F32 ? int(DType::F32) : kDType>::type;
-
 struct WideConsumer {
   const Arguments& a;
   WideShared& shared;
@@ -196,37 +191,17 @@ struct WideConsumer {
     SDPA_FOR (r, 2) {
       const Row my = row_of(tile.row0 + row(r), tile.rows, tile.hkv, p.group);
       RowState state = {m[r], shared.rows[0][row(r)] + shared.rows[1][row(r)]};
-      float scale = 1.f;
-      if (a.sinks && a.part.with_sinks && tile.split == 0) {
-        const int64_t at = tile.b * p.sink_batch + my.head * p.sink_head;
-        scale = add_sink(state, to_float(static_cast<const T*>(a.sinks)[at]));
-      }
-      scale *= inverse_sum(state);
+      const float scale = finish_row(a, tile.b, tile.split, my, state);
       if (!my.valid) continue;
-      const int64_t out_row = output_row(p, tile.b, my) + int64_t(tile.split) * p.B * p.Hq * p.Lq;
+      const int64_t out_row = split_row(p, tile.b, tile.split, my);
       if (a.lse && w == 0 && lane % 4 == 0) a.lse[out_row] = lse_of(state);
       SDPA_FOR (n, 32) {
         const int col = w * 256 + n * 8 + lane % 4 * 2;
         // a row that saw nothing may hold 0 * inf of hidden values
         const float x = scale == 0.f ? 0.f : O[n * 4 + r * 2] * scale;
         const float y = scale == 0.f ? 0.f : O[n * 4 + r * 2 + 1] * scale;
-        store_pair(out_row * p.Dv, col, x, y);
+        store_pair_of_output(a, out_row, col, x, y);
       }
-    }
-  }
-
-  __device__ __forceinline__ void store_pair(int64_t row, int col, float x, float y) {
-    const int Dv = a.p.Dv;
-    Out* to = static_cast<Out*>(a.O) + row + col;
-    if (Dv % 2 == 0) {
-      if (col >= Dv) return;
-      if constexpr (SDPA_OUT_F32)
-        *reinterpret_cast<float2*>(to) = {x, y};
-      else
-        *reinterpret_cast<unsigned*>(to) = pack<T>(x, y);
-    } else {
-      if (col < Dv) to[0] = from_float<Out>(x);
-      if (col + 1 < Dv) to[1] = from_float<Out>(y);
     }
   }
 };

@@ -1,7 +1,7 @@
 // What the warpgroups of the Hopper prefill kernel for wide head dims share: shared memory, and the work of a tile.
 #pragma once
 
-#include "kernels/cuda/mask.cuh"
+#include "kernels/cuda/output.cuh"
 #include "kernels/cuda/tma.cuh"
 #include "kernels/cuda/wgmma.cuh"
 #include "kernels/cuda/wide_tile.h"
@@ -9,6 +9,7 @@
 namespace sdpa {
 
 constexpr int kStages = wide_stages(SDPA_D);
+using Ring = RingOf<kStages>;
 constexpr int kConsumerWarps = 8;
 
 static_assert(SDPA_BQ == kWideRows && SDPA_BK == kWideKeys && SDPA_DV == kWideDv && SDPA_VECTOR);
@@ -26,17 +27,6 @@ struct WideShared {
   uint64_t maxima_ready, P_ready;  // once per key block
 };
 static_assert(sizeof(WideShared) <= wide_shared_bytes(SDPA_D));
-
-// The next stage of the ring, and the parity of its turn.
-struct Ring {
-  int stage = 0;
-  unsigned turn = 0;
-  __device__ void advance() {
-    if (++stage < kStages) return;
-    stage = 0;
-    turn ^= 1;
-  }
-};
 
 // The work of a thread block. The cluster's blocks copy the keys that any of their rows sees.
 struct WideTile {

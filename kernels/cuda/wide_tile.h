@@ -1,11 +1,7 @@
 // Tile of the Hopper prefill kernel for wide head dims: the host and NVRTC share these sizes.
 #pragma once
 
-#ifdef __CUDACC_RTC__  // which takes no host functions
-#define SDPA_SIZE __device__ constexpr
-#else
-#define SDPA_SIZE constexpr
-#endif
+#include "kernels/cuda/sizes.h"
 
 namespace sdpa {
 
@@ -23,7 +19,6 @@ constexpr int kWideBoxKeysV = 16;
 // A stage of the ring holds 128 keys x 64 columns of K, or 16 keys x 512 columns of V.
 constexpr int kWideStageBytes = 16384;
 constexpr int kWideMaxStages = 8;
-constexpr int kWideMaxSharedBytes = 232448;  // of a thread block of sm_90
 
 // Row tiles of Q, two buffers of P, and barriers and row statistics, without the ring.
 SDPA_SIZE int wide_fixed_bytes(int D) {
@@ -31,7 +26,7 @@ SDPA_SIZE int wide_fixed_bytes(int D) {
 }
 
 SDPA_SIZE int wide_stages(int D) {
-  const int fit = (kWideMaxSharedBytes - wide_fixed_bytes(D)) / kWideStageBytes;
+  const int fit = (block_bytes_of(90) - wide_fixed_bytes(D)) / kWideStageBytes;
   return fit < kWideMaxStages ? fit : kWideMaxStages;
 }
 
