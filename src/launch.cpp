@@ -24,6 +24,14 @@ Strides strides_of(const array& x) {
   };
 }
 
+bool vector_rows(const array& x) {
+  const Strides s = strides_of(x);
+  bool aligned = s.col == 1 && x.offset() % 16 == 0;
+  for (int64_t step : {s.batch, s.head, s.row})
+    aligned = aligned && step * int64_t(x.itemsize()) % 16 == 0;
+  return aligned;
+}
+
 Problem problem_of(const Inputs& in, const Attributes& a) {
   return {
       .B = in.q.shape(0),

@@ -14,6 +14,9 @@ int columns_of(const mx::array&, const Attributes&);
 // Of an array [B, H, L, C]; 0 where a dimension is 1.
 Strides strides_of(const mx::array&);
 
+// Whether rows can be read 16 bytes at a time. MLX's buffers start at multiples of 16 bytes, so offsets and strides tell.
+bool vector_rows(const mx::array&);
+
 Problem problem_of(const Inputs&, const Attributes&);
 Params params_of(const Problem&, const Inputs&, const Attributes&);
 

@@ -1,12 +1,13 @@
 """The CUDA backend: a library beside this module, loaded where MLX has a CUDA GPU.
 
 It calls MLX's own CUDA backend, the driver and NVRTC, all of which MLX has loaded; where one of
-them is missing, calls take the paths that need no kernel of ours, and `doctor` says why.
+them is missing, calls take the paths that need no kernel of ours, and one warning says why.
 """
 
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,8 +38,6 @@ def refusal() -> str | None:
         )
         return str(error)
     _loaded = True
-    try:
+    with suppress(RuntimeError):  # no home folder: kernels are compiled again in each process
         _ext.set_cache_folder(str(verdicts.folder() / "cuda"))
-    except RuntimeError:  # no home folder: kernels are compiled again in each process
-        _ext.set_cache_folder("")
     return None

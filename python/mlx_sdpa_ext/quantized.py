@@ -77,7 +77,7 @@ def packed_kernel(
         and keys.bits in PACKED_BITS
         and keys.group_size in PACKED_GROUPS
         and problem.dtype in PACKED_DTYPES
-        and problem.array_mask is False
+        and not problem.array_mask
     )
     if device.backend != "cuda" or not readable:
         return None

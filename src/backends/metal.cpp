@@ -16,15 +16,6 @@ namespace {
 
 using mx::array;
 
-// Whether rows can be read 16 bytes at a time. MLX's buffers start at multiples of 16 bytes, so offsets and strides tell.
-bool vector_rows(const array& x) {
-  const Strides s = strides_of(x);
-  const int64_t steps[] = {s.batch, s.head, s.row};
-  bool aligned = s.col == 1 && x.offset() % 16 == 0;
-  for (int64_t step : steps) aligned = aligned && step * int64_t(x.itemsize()) % 16 == 0;
-  return aligned;
-}
-
 // O may take Q's place when nobody reads Q after the first byte of O is written. Merged splits write O in a dispatch
 // after all that read Q. Else that holds where one threadgroup has all rows of a KV head, as in decode: Q and O of a
 // head lie in the same place, and the kernel copies its Q to threadgroup memory, behind a barrier, before the first

@@ -15,15 +15,6 @@ namespace {
 
 using mx::array;
 
-// Whether rows can be read 16 bytes at a time.
-bool vector_rows(const array& x) {
-  const Strides s = strides_of(x);
-  bool aligned = s.col == 1 && x.offset() % 16 == 0;
-  for (int64_t step : {s.batch, s.head, s.row})
-    aligned = aligned && step * int64_t(x.itemsize()) % 16 == 0;
-  return aligned;
-}
-
 Problem problem_here(const Inputs& in, const Attributes& a) {
   Problem p = problem_of(in, a);
   p.rows_are = !(vector_rows(in.q) && vector_rows(in.k) && vector_rows(in.v)) ? Rows::Any

@@ -1,7 +1,5 @@
 #include "src/backends/cuda/compiler.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -10,6 +8,7 @@
 #include <stdexcept>
 
 #include "src/backends/cuda/cubin_cache.h"
+#include "src/backends/cuda/symbol.h"
 
 namespace sdpa::cuda {
 
@@ -35,12 +34,6 @@ struct Nvrtc {
   Result (*nvrtcGetProgramLogSize)(Program, size_t*);
   Result (*nvrtcGetProgramLog)(Program, char*);
 };
-
-template <class F>
-void load(F& f, void* library, const char* name) {
-  f = reinterpret_cast<F>(dlsym(library, name));
-  if (!f) throw std::runtime_error(std::string("NVRTC has no ") + name);
-}
 
 // The copy that MLX has loaded: another one would not find its builtins beside it.
 void* loaded_nvrtc() {
@@ -72,15 +65,16 @@ std::string include_folder(void* symbol) {
 Nvrtc load_nvrtc() {
   void* library = loaded_nvrtc();
   Nvrtc n;
-  load(n.nvrtcVersion, library, "nvrtcVersion");
-  load(n.nvrtcGetErrorString, library, "nvrtcGetErrorString");
-  load(n.nvrtcCreateProgram, library, "nvrtcCreateProgram");
-  load(n.nvrtcDestroyProgram, library, "nvrtcDestroyProgram");
-  load(n.nvrtcCompileProgram, library, "nvrtcCompileProgram");
-  load(n.nvrtcGetCUBINSize, library, "nvrtcGetCUBINSize");
-  load(n.nvrtcGetCUBIN, library, "nvrtcGetCUBIN");
-  load(n.nvrtcGetProgramLogSize, library, "nvrtcGetProgramLogSize");
-  load(n.nvrtcGetProgramLog, library, "nvrtcGetProgramLog");
+  const auto load = [&](auto& f, const char* name) { load_symbol(f, library, "NVRTC", name); };
+  load(n.nvrtcVersion, "nvrtcVersion");
+  load(n.nvrtcGetErrorString, "nvrtcGetErrorString");
+  load(n.nvrtcCreateProgram, "nvrtcCreateProgram");
+  load(n.nvrtcDestroyProgram, "nvrtcDestroyProgram");
+  load(n.nvrtcCompileProgram, "nvrtcCompileProgram");
+  load(n.nvrtcGetCUBINSize, "nvrtcGetCUBINSize");
+  load(n.nvrtcGetCUBIN, "nvrtcGetCUBIN");
+  load(n.nvrtcGetProgramLogSize, "nvrtcGetProgramLogSize");
+  load(n.nvrtcGetProgramLog, "nvrtcGetProgramLog");
   n.nvrtcVersion(&n.major, &n.minor);
   n.include = include_folder(reinterpret_cast<void*>(n.nvrtcVersion));
   return n;

@@ -1,5 +1,6 @@
 #include "src/backends/cuda/device.h"
 
+#include <map>
 #include <mutex>
 
 #include "src/backends/cuda/driver.h"
@@ -28,16 +29,25 @@ CUdevice current() {
   return device;
 }
 
+// What the driver says of a device, asked once: every call of attention is planned for it.
+Device detected(CUdevice device) {
+  static std::map<CUdevice, Device> all;
+  std::lock_guard lock(mutex);
+  const auto known = all.find(device);
+  if (known != all.end()) return known->second;
+  Device found = nvidia_gpu("sm_" + std::to_string(attribute(kCapabilityMajor, device)) +
+                            std::to_string(attribute(kCapabilityMinor, device)));
+  found.fill = attribute(kMultiprocessors, device);
+  found.shared_bytes = attribute(kSharedBytesOptin, device);
+  return all.emplace(device, found).first->second;
+}
+
 }  // namespace
 
 int current_device() { return current(); }
 
 Device device() {
-  const CUdevice here = current();
-  Device found = nvidia_gpu("sm_" + std::to_string(attribute(kCapabilityMajor, here)) +
-                            std::to_string(attribute(kCapabilityMinor, here)));
-  found.fill = attribute(kMultiprocessors, here);
-  found.shared_bytes = attribute(kSharedBytesOptin, here);
+  Device found = detected(current());
   std::lock_guard lock(mutex);
   if (limits.fill > 0) found.fill = limits.fill;
   if (limits.memory > 0) found.memory = limits.memory;

@@ -1,34 +1,30 @@
 #include "src/backends/cuda/driver.h"
 
-#include <dlfcn.h>
-
-#include <stdexcept>
 #include <string>
+
+#include "src/backends/cuda/symbol.h"
 
 namespace sdpa::cuda {
 
 namespace {
 
-template <class F>
-void load(F& f, void* library, const char* name) {
-  f = reinterpret_cast<F>(dlsym(library, name));
-  if (!f) throw std::runtime_error(std::string("the CUDA driver has no ") + name);
-}
-
 Driver load_driver() {
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!library) throw std::runtime_error(std::string("there is no CUDA driver here: ") + dlerror());
   Driver d;
-  load(d.cuGetErrorString, library, "cuGetErrorString");
-  load(d.cuCtxGetDevice, library, "cuCtxGetDevice");
-  load(d.cuDeviceGetAttribute, library, "cuDeviceGetAttribute");
-  load(d.cuModuleLoadData, library, "cuModuleLoadData");
-  load(d.cuModuleGetFunction, library, "cuModuleGetFunction");
-  load(d.cuFuncSetAttribute, library, "cuFuncSetAttribute");
-  load(d.cuTensorMapEncodeTiled, library, "cuTensorMapEncodeTiled");
-  load(d.cuGraphCreate, library, "cuGraphCreate");
-  load(d.cuGraphAddKernelNode_v2, library, "cuGraphAddKernelNode_v2");
-  load(d.cuGraphDestroy, library, "cuGraphDestroy");
+  const auto load = [&](auto& f, const char* name) {
+    load_symbol(f, library, "the CUDA driver", name);
+  };
+  load(d.cuGetErrorString, "cuGetErrorString");
+  load(d.cuCtxGetDevice, "cuCtxGetDevice");
+  load(d.cuDeviceGetAttribute, "cuDeviceGetAttribute");
+  load(d.cuModuleLoadData, "cuModuleLoadData");
+  load(d.cuModuleGetFunction, "cuModuleGetFunction");
+  load(d.cuFuncSetAttribute, "cuFuncSetAttribute");
+  load(d.cuTensorMapEncodeTiled, "cuTensorMapEncodeTiled");
+  load(d.cuGraphCreate, "cuGraphCreate");
+  load(d.cuGraphAddKernelNode_v2, "cuGraphAddKernelNode_v2");
+  load(d.cuGraphDestroy, "cuGraphDestroy");
   return d;
 }
 

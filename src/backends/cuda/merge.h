@@ -1,8 +1,6 @@
 // Launches of the merge kernel.
 #pragma once
 
-#include <optional>
-
 #include "src/backends/cuda/commands.h"
 
 namespace sdpa::cuda {

@@ -17,10 +17,9 @@ constexpr int kBoxColumns = 64;  // 128 bytes
 
 bool tiled(const mx::array& x) {
   const Strides s = strides_of(x);
-  bool fits = s.col == 1 && x.offset() % 16 == 0 && x.itemsize() == 2;
   const int64_t steps[] = {s.batch, s.head, s.row};
-  for (int i = 0; i < 3; ++i)
-    fits = fits && steps[i] * 2 % 16 == 0 && steps[i] >= 0 && (steps[i] > 0 || x.shape(i) == 1);
+  bool fits = vector_rows(x) && x.itemsize() == 2;
+  for (int i = 0; i < 3; ++i) fits = fits && steps[i] >= 0 && (steps[i] > 0 || x.shape(i) == 1);
   return fits;
 }
 
