@@ -59,7 +59,7 @@ HOST_FAULTS = [
     HostFault("a carried lse over the one that is read", "backends/metal.cpp", "carry_lse_[(d.chunk + 1) % 2]", "carry_lse_[d.chunk % 2]", "many chunks", "uninitialised"),
     HostFault("O over a Q that is read again", "backends/metal.cpp", "return read_first && plan.chunks == 1 && mx::is", "return mx::is", "donation", "numbers"),
     HostFault("O over a Q that others read", "backends/metal.cpp", "mx::is_donatable(q, out) && ", "", "kept q", "numbers"),
-    HostFault("vector loads of rows that are not aligned", "backends/metal.cpp", "bool aligned = s.col == 1 && x.offset() % 16 == 0;", "bool aligned = true; (void)steps; return true;", "unaligned", "misaligned"),
+    HostFault("vector loads of rows that are not aligned", "launch.cpp", "bool aligned = s.col == 1 && x.offset() % 16 == 0;", "bool aligned = true; return true;", "unaligned", "misaligned"),
     HostFault("scratch that is too small", "backends/metal.cpp", "commands.scratch({plan_.splits, p.B, p.Hq, p.Lq, p.Dv}, mx::float32)", "commands.scratch({plan_.splits, p.B, p.Hq, p.Lq, p.Dv / 2}, mx::float32)", "splits", "out-of-bounds"),
     HostFault("no bound on a command buffer", "backends/metal_commands.cpp", "before > 0 && before + flops > budget_", "before < 0 && before + flops > budget_", "cut rows", "work"),
     HostFault("work that is not summed up over calls", "backends/metal_commands.cpp", "if (found.buffer != encoder.get_command_buffer()) found", "found", "calls", "work"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from cases import DTYPES, Case, verify
+from cases import DTYPES, verify
+from features import case
 from layouts import LAYOUTS
 from mlx_sdpa_ext import _ext
 from pairwise import pairwise
@@ -47,14 +48,6 @@ FACTORS = {
     "pathway": PATHS,
     "isa": tuple(_ext.cpu()["isas"]),
 }
-
-
-def case(*, dims, heads, lengths, masking, pathway, **rest) -> Case:
-    B, Hq, Hkv = heads
-    return Case(
-        B=B, Hq=Hq, Hkv=Hkv, Lq=lengths[0], Lk=lengths[1], D=dims[0], Dv=dims[1],
-        **masking, **pathway, **rest,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("case", [case(**row) for row in pairwise(FACTORS)], ids=str)

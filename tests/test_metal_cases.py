@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from cases import DTYPES, Case, verify
-from layouts import LAYOUTS, MASK_LAYOUTS
+from cases import DTYPES, verify
+from features import MASKS, case
+from layouts import LAYOUTS
 from pairwise import pairwise
 
 pytestmark = pytest.mark.metal
@@ -15,19 +16,7 @@ DIMS = [
 ]
 HEADS = [(1, 8, 2), (2, 4, 4), (1, 6, 1), (3, 4, 2)]
 LENGTHS = [(1, 1), (1, 131), (3, 40), (65, 127), (40, 65), (9, 64), (33, 140), (7, 333), (70, 1)]
-MASKS = [
-    {"mask": "none"},
-    *({"mask": "causal", "window": w} for w in (None, 1, 17, 4096)),
-    *(
-        {"mask": kind, "mask_shape": shape, "mask_layout": layout}
-        for kind, shapes in (
-            ("bool", ("", "K", "QK", "11QK", "B11K", "1H1K", "BHQK")),
-            ("additive", ("1", "K", "Q1", "HQK", "11QK", "B1QK", "BH1K", "BHQK")),
-        )
-        for shape, layout in zip(shapes, (*MASK_LAYOUTS, *MASK_LAYOUTS))
-    ),
-    {"mask": "additive", "mask_shape": "QK", "mask_dtype": "float16"},
-]
+MASKS = [*MASKS, {"mask": "additive", "mask_shape": "QK", "mask_dtype": "float16"}]
 PATHS = [{"path": "fused"}, *({"path": "chunked", "chunk_size": n} for n in (5, 32, 1000))]
 
 FACTORS = {
@@ -44,14 +33,6 @@ FACTORS = {
     "v_layout": tuple(LAYOUTS),
     "pathway": PATHS,
 }
-
-
-def case(*, dims, heads, lengths, masking, pathway, **rest) -> Case:
-    B, Hq, Hkv = heads
-    return Case(
-        B=B, Hq=Hq, Hkv=Hkv, Lq=lengths[0], Lk=lengths[1], D=dims[0], Dv=dims[1],
-        **masking, **pathway, **rest,
-    )  # fmt: skip
 
 
 def allowed(row: dict) -> bool:

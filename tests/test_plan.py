@@ -151,15 +151,16 @@ def test_bad_questions(change, message):
         _ext.plan(**question | change)
 
 
-def test_the_rows_of_cuda_say_what_the_headers_of_the_kernels_say():
-    for tile in _ext.tiles():
-        if tile["backend"] != "cuda":
-            continue
-        few = tile["kernel"] == "decode"
-        plan = _ext.plan(
-            1, 2, 2, tile["bq"] if few else 1000, 1000, tile["d_max"], tile["dv_max"], "bfloat16",
-            softcap=tile["kernel"] == "prefill", mask="bool" if tile["d_max"] > 256 else "none",
-            backend="cuda", arch="sm_80" if tile["kernel"] == "prefill" else "sm_90",
-        )  # fmt: skip
-        if f"_{tile['kernel']}_" in plan["kernel"] and plan["bq"] == tile["bq"]:
-            assert plan["bk"] == tile["bk"], plan["kernel"]
+CUDA_TILES = [tile for tile in _ext.tiles() if tile["backend"] == "cuda"]
+
+
+@pytest.mark.parametrize(
+    "tile", CUDA_TILES, ids=lambda t: f"{t['kernel']}-{t['d_max']}-{t['dv_max']}-{t['bq']}"
+)
+def test_a_row_of_cuda_says_what_the_header_of_its_kernel_says(tile):
+    Lq = tile["bq"] if tile["kernel"] == "decode" else 1000
+    arch = "sm_80" if tile["kernel"] == "prefill" else "sm_90"  # where no other row comes first
+    dims = tile["d_max"], tile["dv_max"]
+    plan = _ext.plan(1, 2, 2, Lq, 1000, *dims, "bfloat16", backend="cuda", arch=arch)
+    assert plan["kernel"].startswith(f"sdpa_{tile['kernel']}_bfloat16_d{dims[0]}_v{dims[1]}_")
+    assert (plan["bq"], plan["bk"]) == (tile["bq"], tile["bk"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from cases import Case, verify
-from layouts import LAYOUTS, MASK_LAYOUTS
+from features import MASKS, case
+from layouts import LAYOUTS
 from pairwise import pairwise
 
 DIMS = [
@@ -15,18 +16,6 @@ HEADS = [(1, 8, 2), (2, 4, 4), (1, 6, 1), (3, 4, 2), (1, 16, 2)]
 LENGTHS = [
     *((1, 1), (1, 131), (3, 40), (65, 127), (127, 65), (9, 64), (33, 140), (7, 333), (70, 1)),
     *((1, 5000), (8, 4099), (64, 3001), (300, 700), (515, 1030)),
-]
-MASKS = [
-    {"mask": "none"},
-    *({"mask": "causal", "window": w} for w in (None, 1, 17, 4096)),
-    *(
-        {"mask": kind, "mask_shape": shape, "mask_layout": layout}
-        for kind, shapes in (
-            ("bool", ("", "K", "QK", "11QK", "B11K", "1H1K", "BHQK")),
-            ("additive", ("1", "K", "Q1", "HQK", "11QK", "B1QK", "BH1K", "BHQK")),
-        )
-        for shape, layout in zip(shapes, (*MASK_LAYOUTS, *MASK_LAYOUTS))
-    ),
 ]
 PATHS = [
     {"path": "fused"},
@@ -57,14 +46,6 @@ PLAIN = {
     "v_layout": ("contiguous",),
     "pathway": PATHS[:2],
 }
-
-
-def case(*, dims, heads, lengths, masking, pathway, **rest) -> Case:
-    B, Hq, Hkv = heads
-    return Case(
-        B=B, Hq=Hq, Hkv=Hkv, Lq=lengths[0], Lk=lengths[1], D=dims[0], Dv=dims[1],
-        **masking, **pathway, **rest,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("case", [case(**row) for row in pairwise(FACTORS)], ids=str)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import pytest
-from cases import Case, verify
-from mlx_sdpa_ext import _ext
+from cases import Case, replace, verify
+from mlx_sdpa_ext import _ext, device
 
-ARCH = f"sm_{_ext.gpu()['arch'].removeprefix('sm_')}" if _ext.gpu() else "sm_90"
+ARCH = device.current(mx.gpu).arch
 TILES = [tile for tile in _ext.tiles() if tile["backend"] == "cuda"]
 
 
@@ -52,7 +53,7 @@ SPECIAL = {
 @pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
 @pytest.mark.parametrize("kernel", SPECIAL)
 def test_a_call_that_the_kernel_is_for(kernel, dtype, rng):
-    case = Case(**{**SPECIAL[kernel].__dict__, "dtype": dtype})
+    case = replace(SPECIAL[kernel], dtype=dtype)
     if ARCH == "sm_90":
         assert kernel_of(case).startswith(f"sdpa_{kernel}_")
     verify(case, rng)
