@@ -153,7 +153,8 @@ def test_a_side_that_fails_is_an_error_beside_the_other():
 def test_a_cache_that_grows(name):
     found = growth.RUNS[name](quick=True)
     assert found["to"] == found["from"] + found["by"] * len(found["step_seconds"])
-    assert found["max_over_median"] >= 1
+    assert found["max_over_median"] >= 1 and found["attention_max_over_median"] >= 1
+    assert all(a < s for a, s in zip(found["attention_seconds"], found["step_seconds"]))
     assert growth.WARM_UP <= found["slowest_step"] < len(found["step_seconds"])
 
 
