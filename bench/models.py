@@ -2,7 +2,8 @@
 
 Both sides have the same random weights and prompt. Ours decodes greedily; stock is given the tokens
 that ours chose, so that one choice that differs does not hide the rest, and its own greedy choices
-are compared with ours position by position. Each side is a process of its own: what it leaves in
+are compared with ours position by position. Stock in float32, as far as the first context, says
+how far either is from the exact logits. Each side is a process of its own: what it leaves in
 memory, and running out of it, are its own.
 """
 
@@ -55,6 +56,7 @@ def compared(name: str, task: dict) -> dict:
     model = MODELS[name]
     found = {"case": "model", "name": name, "family": model.family, "attention": model.attention}
     found |= {"dtype": "bfloat16", "step": task["step"], "limit_s": task["limit"]}
+    task = task | {"dtype": "bfloat16"}
     arrays, tokens = {}, None
     with tempfile.TemporaryDirectory() as folder:
         for side in SIDES:
@@ -63,8 +65,16 @@ def compared(name: str, task: dict) -> dict:
             found[side], arrays[side] = run(this)
             if "decode" in arrays[side]:
                 tokens = arrays[side]["fed"].tolist()
-    ours, stock = (arrays[side] for side in SIDES)
-    found["agreement"] = agreement(ours, stock)
+        exact = task | {"dtype": "float32", "contexts": task["contexts"][:1], "decode": 0}
+        exact |= {
+            "model": name,
+            "side": "stock",
+            "tokens": None,
+            "out": str(Path(folder) / "exact"),
+        }
+        found["exact"], arrays["exact"] = run(exact)
+    found["agreement"] = agreement(*(arrays[side] for side in SIDES))
+    found["errors"] = errors(arrays)
     found["speedup"] = speedup(found["ours"], found["stock"])
     return found
 
@@ -106,6 +116,19 @@ def agreement(ours: dict[str, np.ndarray], stock: dict[str, np.ndarray]) -> dict
     return {"contexts": contexts, "decode": decoded}
 
 
+def errors(arrays: dict[str, dict[str, np.ndarray]]) -> dict | None:
+    """Root mean square of what the logits of each side are from the exact ones, and of these."""
+    for name, exact in arrays["exact"].items():
+        if all(name in arrays[side] for side in SIDES):
+            rms = {side: _rms(arrays[side][name] - exact) for side in SIDES}
+            return {"context": int(name.removeprefix("logits_"))} | rms | {"exact": _rms(exact)}
+    return None
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(x**2)))
+
+
 def differ(ours: np.ndarray, stock: np.ndarray) -> dict:
     """Of logits [V] or [T, V]: how many greedy choices are equal, and how far the others were.
 
@@ -121,7 +144,7 @@ def differ(ours: np.ndarray, stock: np.ndarray) -> dict:
         "equal": int((mine == its).sum()),
         "max_abs": float(np.abs(ours - stock).max()),
         "max_abs_logit": float(np.abs(stock).max()),
-        "rms": float(np.sqrt(np.mean((ours - stock) ** 2))),
+        "rms": _rms(ours - stock),
         "margins": [float(margin) for margin in margins],
     }
 
@@ -144,6 +167,9 @@ def row(result: dict) -> list[str]:
     same = ""
     if decoded:
         same = f"{decoded['equal']}/{decoded['tokens']} tokens, {decoded['max_abs']:.2g} apart"
+    if result["errors"]:
+        ours, stock = (result["errors"][side] / result["errors"]["exact"] for side in SIDES)
+        same += f"; errors {ours:.2%} and {stock:.2%}"
     ratio = ", ".join(
         f"{result['speedup'][part]:.2f}x {part}"
         for part in ("prefill", "decode")

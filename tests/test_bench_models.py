@@ -38,6 +38,9 @@ def test_both_sides_prefill_and_decode(result):
     decoded = agreement["decode"]
     assert decoded["max_abs"] < 0.2 * decoded["max_abs_logit"]
     assert all(margin <= 2 * decoded["max_abs"] for margin in decoded["margins"])
+    errors = result["errors"]
+    assert errors["context"] == 64
+    assert 0 < errors["ours"] < 2 * errors["stock"] < 0.1 * errors["exact"]
     assert result["speedup"].keys() == {"context", "prefill", "decode"}
     assert len(models.row(result)) == len(models.TITLES)
 
@@ -50,6 +53,7 @@ def test_out_of_time_is_a_result():
         assert side["not_run_expected_seconds"].keys() == {"64", "128"}
     assert found["speedup"] == {}
     assert found["agreement"] == {"contexts": [], "decode": None}
+    assert found["errors"] is None
 
 
 def test_a_process_that_dies_or_hangs_is_a_result(tmp_path, monkeypatch):
@@ -83,7 +87,7 @@ def test_the_record_is_shown(result, tmp_path):
     assert "Not measured yet" in cuda_tables.models(tmp_path)
     where = {"gpu": "NVIDIA H100", "mlx": "0.32.4", "date": "2026-11-25", "commit": "1234567"}
     failed = {**result, "stock": {"points": [], "decode": None, "error": "out of memory"}}
-    failed = {**failed, "agreement": {"contexts": [], "decode": None}}
+    failed = {**failed, "agreement": {"contexts": [], "decode": None}, "errors": None}
     record = {"quick": False, "interrupted": False, "environment": where}
     record["results"] = [result, failed]
     (tmp_path / "models-h100.json").write_text(json.dumps(record))

@@ -96,7 +96,8 @@ def _growth(record: dict) -> str:
     if "prefill" in found:
         r = found["prefill"]
         said.append(
-            f"By {r['by']} from {r['from']} to {r['to']}: no step takes more than "
+            f"By {r['by']} from {r['from']} to {r['to']}: {_time(r['median_s'])} a step, the "
+            f"slowest {r['max_over_median']:.2f} times that, and no step takes more than "
             f"{r['max_over_line']:.2f} times what the line through all says."
         )
     return " ".join(said)
@@ -110,7 +111,7 @@ def models(results: Path) -> str:
 
 def _models(record: dict) -> str:
     titles = ["model", "context", "prefill, ours", "stock", "ratio", "peak, ours", "stock"]
-    titles += ["decode, ours", "stock", "equal tokens"]
+    titles += ["decode, ours", "stock", "equal tokens", "error, ours", "stock"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for r in record["results"]:
         points = [{p["context"]: p for p in r[side]["points"]} for side in ("ours", "stock")]
@@ -125,8 +126,10 @@ def _models(record: dict) -> str:
             cells += [f"{peak:.1f} GiB" if peak is not None else "" for peak in peaks]
             cells += [_speed(r[side]["decode"]) if last else "" for side in ("ours", "stock")]
             cells.append(_same(r["agreement"]["decode"]) if last else "")
+            cells += [_error(r["errors"], side, context) for side in ("ours", "stock")]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Tokens a second. Peaks above the weights. {_where(record)}"])
+    said = "Tokens a second. Peaks above the weights. Errors of the logits from stock's in float32."
+    return "\n".join([*lines, "", f"{said} {_where(record)}"])
 
 
 def _speed(point: dict | None, side: dict | None = None) -> str:
@@ -140,6 +143,12 @@ def _same(decoded: dict | None) -> str:
         return ""
     apart = f"logits {decoded['max_abs']:.2g} of {decoded['max_abs_logit']:.2g} apart"
     return f"{decoded['equal']} of {decoded['tokens']}, {apart}"
+
+
+def _error(errors: dict | None, side: str, context: int) -> str:
+    if errors is None or errors["context"] != context:
+        return ""
+    return f"{errors[side] / errors['exact']:.2%}"
 
 
 def _where(record: dict) -> str:
