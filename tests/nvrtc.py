@@ -43,7 +43,8 @@ def home() -> Path | None:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """NVRTC, loaded: what asks for a loaded one by its name finds it from then on."""
     found = home()
     assert found, "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"
     # NVRTC asks for its builtins by name alone: they must be there already.
@@ -53,9 +54,9 @@ def _library() -> ctypes.CDLL:
 
 def _bytes_of(program: ctypes.c_void_p, what: str) -> bytes:
     size = ctypes.c_size_t()
-    getattr(_library(), f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+    getattr(library(), f"nvrtcGet{what}Size")(program, ctypes.byref(size))
     text = ctypes.create_string_buffer(size.value)
-    getattr(_library(), f"nvrtcGet{what}")(program, text)
+    getattr(library(), f"nvrtcGet{what}")(program, text)
     return text.raw
 
 
@@ -71,17 +72,17 @@ def compile(source: str, arch: str, macros: Mapping[str, int]) -> Compiled:
     ]
     text = f'#include "kernels/cuda/{source}.cuh"\n'.encode()
     program = ctypes.c_void_p()
-    made = _library().nvrtcCreateProgram(
+    made = library().nvrtcCreateProgram(
         ctypes.byref(program), text, f"{source}.cu".encode(), 0, None, None
     )
     assert made == 0, f"nvrtcCreateProgram: {made}"
     try:
         given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        failed = _library().nvrtcCompileProgram(program, len(options), given)
+        failed = library().nvrtcCompileProgram(program, len(options), given)
         log = _bytes_of(program, "ProgramLog").decode().rstrip("\0")
         return Compiled(log, b"" if failed else _bytes_of(program, "CUBIN"))
     finally:
-        _library().nvrtcDestroyProgram(ctypes.byref(program))
+        library().nvrtcDestroyProgram(ctypes.byref(program))
 
 
 def complaints(log: str) -> list[str]:
