@@ -77,8 +77,8 @@ extern "C" __global__ void __cluster_dims__(sdpa::kWideCluster, 1, 1)
       init_barrier(shared_address(&shared.full[i]), 1);
       init_barrier(shared_address(&shared.empty[i]), kConsumerWarps * kWideCluster);
     }
-    init_barrier(shared_address(&shared.maxima_ready), kConsumerWarps);
-    init_barrier(shared_address(&shared.P_ready), kConsumerWarps);
+    init_barrier(shared_address(&shared.maxima_ready), kConsumerWarps * 8);  // the lanes that write
+    init_barrier(shared_address(&shared.P_ready), kConsumerWarps * 32);
     fence_barrier_init();
   }
   sync_cluster();

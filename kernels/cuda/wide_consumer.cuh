@@ -99,8 +99,7 @@ struct WideConsumer {
     }
     if (step == 7) {
       fence_async_proxy();
-      __syncwarp();
-      if (lane == 0) arrive(shared_address(&shared.P_ready));
+      arrive(shared_address(&shared.P_ready));
     }
   }
 
@@ -125,8 +124,7 @@ struct WideConsumer {
       top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
       if (lane % 4 == 0) shared.rows[w][row(r)] = top[r];
     }
-    __syncwarp();
-    if (lane == 0) arrive(shared_address(&shared.maxima_ready));
+    if (lane % 4 == 0) arrive(shared_address(&shared.maxima_ready));
   }
 
   // m, alpha: both consumers come to the same
