@@ -7,7 +7,7 @@ import json
 import mlx.core as mx
 import pytest
 from command_line import call, call_in_process, python
-from mlx_sdpa_ext import __version__, _ext, device, limits, router
+from mlx_sdpa_ext import __version__, _ext, cuda, device, limits, router
 from mlx_sdpa_ext.cli import doctor
 
 MISMATCH = """
@@ -167,3 +167,20 @@ def test_an_unknown_command_is_refused(capsys):
     code, _, errors = call_in_process(capsys, "docter")
     assert code == 2
     assert "docter" in errors
+
+
+def test_compiled_cuda_kernels_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cuda.verdicts.sys, "platform", "linux")
+    folder = cuda.kernel_cache()
+    assert doctor._kernel_cache() == {"folder": str(folder), "kernels": 0, "bytes": 0}
+    folder.mkdir(parents=True)
+    (folder / "kernel-1.cubin").write_bytes(b"x" * 2048)
+    (folder / "kernel-2.cubin.77.part").write_bytes(b"x")
+    found = doctor._kernel_cache()
+    assert found == {"folder": str(folder), "kernels": 1, "bytes": 2048}
+    ((name, text),) = doctor._kernel_cache_row({"backend": "cuda", "kernel_cache": found})
+    assert name == "CUDA kernels" and text.startswith("1 compiled ones") and str(folder) in text
+    ((_, text),) = doctor._kernel_cache_row({"backend": "cuda", "kernel_cache": None})
+    assert "compiled again in each process" in text
+    assert doctor._kernel_cache_row({"backend": "cpu", "kernel_cache": None}) == []

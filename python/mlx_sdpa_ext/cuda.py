@@ -39,5 +39,14 @@ def refusal() -> str | None:
         return str(error)
     _loaded = True
     with suppress(RuntimeError):  # no home folder: kernels are compiled again in each process
-        _ext.set_cache_folder(str(verdicts.folder() / "cuda"))
+        _ext.set_cache_folder(str(kernel_cache()))
     return None
+
+
+def kernel_cache() -> Path:
+    """The folder of the compiled kernels of this user. It may be deleted at any time.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    return verdicts.folder() / "cuda"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import pytest
 import reference
 from cases import Case, call, expected, make, options, replace, to_numpy
 from mlx_sdpa_ext import attention
+from mlx_sdpa_ext.cli import main
 from tolerances import check, check_grad, check_lse
 
 DECODE = Case(B=1, Hq=16, Hkv=2, Lq=1, Lk=5000, D=256, dtype="bfloat16")
@@ -162,3 +164,11 @@ def test_memory_is_that_of_the_output(rng):
     run()
     mx.synchronize()
     assert mx.get_peak_memory() - before <= 2 * q.nbytes
+
+
+def test_doctor_finds_the_compiled_kernels(capsys):
+    mx.eval(call(DECODE, *make(DECODE, np.random.default_rng(0)).arrays, None, None))
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["device"]["backend"] == "cuda"
+    assert found["device"]["kernel_cache"]["kernels"] >= 1

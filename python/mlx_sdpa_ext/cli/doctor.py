@@ -137,6 +137,7 @@ def _look_at_device(found: Findings) -> bool:
         "software": device.software,
         "cpu_isa": cpu["isa"],
         "cpu_isas": list(cpu["isas"]),
+        "kernel_cache": _kernel_cache() if device.backend == "cuda" else None,
     }
     kernels = {tile["backend"] for tile in _ext.tiles()}
     here = {"cpu": True, "metal": mx.metal.is_available(), "cuda": mx.cuda.is_available()}
@@ -157,6 +158,18 @@ def _look_at_device(found: Findings) -> bool:
             row[dtype] = {"prefill": support.prefill, "decode": support.decode}
         found.head_dims.append(row)
     return True
+
+
+def _kernel_cache() -> dict[str, Any] | None:
+    """Where compiled CUDA kernels are kept, and how many are there."""
+    from .. import cuda
+
+    try:
+        folder = cuda.kernel_cache()
+    except RuntimeError:  # no home folder
+        return None
+    kept = [path.stat().st_size for path in folder.glob("*.cubin")]
+    return {"folder": str(folder), "kernels": len(kept), "bytes": sum(kept)}
 
 
 SOFTWARE = (
@@ -328,6 +341,7 @@ def _sections(found: Findings) -> list[tuple[str, list[tuple]]]:
                      f"{device['architecture']}{extra}, {bytes_text(device['memory_bytes'])}"),
                     ("CPU kernels", f"{device['cpu_isa']} of {', '.join(device['cpu_isas'])}; "
                      f"{device['cpu_threads']} threads"),
+                    *_kernel_cache_row(device),
                     ("memory limit", f"{bytes_text(bounds['memory_limit'])} for the temporaries of "
                      "one call"),
                     *((f"backend {name}", text) for name, text in found.backends.items()),
@@ -341,6 +355,18 @@ def _sections(found: Findings) -> list[tuple[str, list[tuple]]]:
         set_to = f"{row['value']}, where the default is " if row["value"] else ""
         rows.append((row["name"], f"{set_to}{row['default']}"))
     return [*sections, ("environment", rows)]
+
+
+def _kernel_cache_row(device: dict[str, Any]) -> list[tuple[str, str]]:
+    if device["backend"] != "cuda":
+        return []
+    cache = device["kernel_cache"]
+    where = "compiled again in each process: there is no home folder to keep them in"
+    if cache:
+        where = (
+            f"{cache['kernels']} compiled ones ({bytes_text(cache['bytes'])}) in {cache['folder']}"
+        )
+    return [("CUDA kernels", where)]
 
 
 def _head_dims(found: Findings) -> Table:
