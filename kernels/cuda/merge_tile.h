@@ -8,23 +8,24 @@ namespace sdpa {
 
 enum MergeTile {
   kMergedColumns = 128,  // of a row that a warp merges at a time, four side by side a lane
-  kMergeWarps = 32,      // of a block at most
+  kMergeBatch = 8,       // parts that a warp has under way at once
+  kMergeWarps = 16,      // of a block, at most
 };
 
-// The launch: block (32, warps, rows), grid (blocks, 1, 1).
+// The launch: block (32, groups, rows), grid (blocks, chunks, 1).
 struct MergeLaunch {
-  int warps;  // that share a row, over its columns and over the parts
-  int rows;   // of a block
+  int groups;  // warps that share a row, over the parts
+  int rows;    // of a block
   int64_t blocks;
+  int chunks;  // of columns, in blocks of their own
 };
 
-SDPA_SIZE MergeLaunch merge_launch(int n, int64_t rows, int Dv) {
-  const int chunks = (Dv + kMergedColumns - 1) / kMergedColumns;
-  if (n <= 8) return {1, 8, (rows + 7) / 8};
-  int groups = 1;  // of parts, at least 8 to a group
-  while (groups < 8 && n > 8 * groups && 2 * groups * chunks <= kMergeWarps) groups *= 2;
-  const int warps = chunks * groups;
-  return {warps < kMergeWarps ? warps : int(kMergeWarps), 1, rows};
+// A carried result may be overwritten, so one block reads all of it.
+SDPA_SIZE MergeLaunch merge_launch(int n, int64_t rows, int Dv, bool with_carry) {
+  const int chunks = with_carry ? 1 : (Dv + kMergedColumns - 1) / kMergedColumns;
+  if (n <= kMergeBatch) return {1, kMergeWarps, (rows + kMergeWarps - 1) / kMergeWarps, chunks};
+  const int groups = (n + kMergeBatch - 1) / kMergeBatch;
+  return {groups < kMergeWarps ? groups : int(kMergeWarps), 1, rows, chunks};
 }
 
 }  // namespace sdpa

@@ -27,10 +27,10 @@ void merge(Commands& commands, DType dtype, const MergeArrays& x, int n, int64_t
       .lse = x.lse ? static_cast<float*>(pointer(*x.lse)) : nullptr,
       .m = {.n = n, .Dv = Dv, .rows = rows, .with_carry = x.carry_out != nullptr},
   };
-  const MergeLaunch l = merge_launch(n, rows, Dv);
+  const MergeLaunch l = merge_launch(n, rows, Dv, x.carry_out != nullptr);
   commands.launch(merge_kernel(dtype, parts_f32, out_f32),
-                  {.blocks = {unsigned(l.blocks), 1, 1},
-                   .threads = {32, unsigned(l.warps), unsigned(l.rows)},
+                  {.blocks = {unsigned(l.blocks), unsigned(l.chunks), 1},
+                   .threads = {32, unsigned(l.groups), unsigned(l.rows)},
                    .shared_bytes = 0},
                   arguments);
 }
