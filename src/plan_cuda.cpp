@@ -74,7 +74,8 @@ bool serves(const Tile& tile, const Problem& p, const Device& device) {
     case Kernel::decode:
       return p.rows() <= tile.bq;
     case Kernel::narrow:
-      return device.capability == 90 && p.rows_are == Rows::Tiled;
+      return device.capability == 90 && p.rows_are == Rows::Tiled &&
+             (tile.bq > kNarrowFewRows || p.rows() <= tile.bq);
     case Kernel::wide:
       return device.capability == 90 && p.rows_are == Rows::Tiled && p.mask == MaskKind::None &&
              !p.softcap;

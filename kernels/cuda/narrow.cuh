@@ -21,6 +21,12 @@ namespace sdpa {
 
 // One thread copies block after block, each once all consumers are done with what was in its place.
 __device__ inline void produce(const Arguments& a, NarrowShared& shared, const NarrowTile& tile) {
+  const auto load = [&](const uint4* to, const TensorMap& map, unsigned full, int c, int key) {
+    if constexpr (kReadsOnce)
+      load_box_once(shared_address(to), map, full, c * 64, key, tile.hkv, tile.b);
+    else
+      load_box(shared_address(to), map, full, c * 64, key, tile.hkv, tile.b);
+  };
   Ring ring;
   for (int j = 0; j < tile.blocks; ++j) {
     const int key = tile.keys.begin + j * BK;
@@ -28,14 +34,10 @@ __device__ inline void produce(const Arguments& a, NarrowShared& shared, const N
     const unsigned V_full = shared_address(&shared.V_full[ring.stage]);
     wait(shared_address(&shared.K_empty[ring.stage]), ring.turn ^ 1);
     arrive_expecting(K_full, BK * D * 2);
-    SDPA_FOR (c, D / 64)
-      load_box(shared_address(shared.K[ring.stage][c]), a.K_map, K_full, c * 64, key, tile.hkv,
-               tile.b);
+    SDPA_FOR (c, D / 64) load(shared.K[ring.stage][c], a.K_map, K_full, c, key);
     wait(shared_address(&shared.V_empty[ring.stage]), ring.turn ^ 1);
     arrive_expecting(V_full, BK * DV * 2);
-    SDPA_FOR (c, DV / 64)
-      load_box(shared_address(shared.V[ring.stage][c]), a.V_map, V_full, c * 64, key, tile.hkv,
-               tile.b);
+    SDPA_FOR (c, DV / 64) load(shared.V[ring.stage][c], a.V_map, V_full, c, key);
     ring.advance();
   }
 }
@@ -47,8 +49,12 @@ extern "C" __global__ void __launch_bounds__(sdpa::narrow_threads(SDPA_BQ), 1)
   using namespace sdpa;
   extern __shared__ __align__(1024) unsigned char memory[];
   NarrowShared& shared = *reinterpret_cast<NarrowShared*>(memory);
-  const NarrowTile tile = narrow_tile(a.p, a.part);
   const int thread = int(threadIdx.x);
+  if (thread == kConsumers * 128) {
+    prefetch_map(a.K_map);
+    prefetch_map(a.V_map);
+  }
+  const NarrowTile tile = narrow_tile(a.p, a.part);
 
   if (thread == 0) {
     SDPA_FOR (i, kStages) {

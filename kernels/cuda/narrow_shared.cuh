@@ -10,6 +10,7 @@ namespace sdpa {
 
 constexpr int D = SDPA_D, DV = SDPA_DV, BQ = SDPA_BQ, BK = SDPA_BK;
 constexpr int kConsumers = BQ / 64;
+constexpr bool kReadsOnce = BQ == kNarrowFewRows;  // no other tile has rows of this KV head
 constexpr int kStages = narrow_stages(D, DV, BQ, BK);
 using Ring = RingOf<kStages>;
 

@@ -9,6 +9,8 @@ namespace sdpa {
 constexpr int kNarrowBoxColumns = 64;
 constexpr int kNarrowMaxStages = 4;
 
+constexpr int kNarrowFewRows = 64;  // a tile of these serves only the KV heads whose rows fit it
+
 // A warpgroup for every 64 rows, and one that copies.
 SDPA_SIZE int narrow_threads(int bq) { return 128 * (bq / 64 + 1); }
 
