@@ -51,7 +51,15 @@ class Variant(NamedTuple):
 
 
 def variant(
-    tile: Tile, arch: str, dtype="bfloat16", mask=(0, 0), softcap=0, out_f32=0, vector=1, bits=None
+    tile: Tile,
+    arch: str,
+    dtype="bfloat16",
+    mask=(0, 0),
+    softcap=0,
+    out_f32=0,
+    vector=1,
+    bits=None,
+    cluster=2,
 ) -> Variant:
     macros = {
         "SDPA_DTYPE": DTYPES[dtype],
@@ -67,6 +75,8 @@ def variant(
     }
     if tile.kernel == "decode":
         macros |= {"SDPA_BITS": bits or 0, "SDPA_GROUP": 64}
+    if tile.kernel == "wide":
+        macros["SDPA_CLUSTER"] = cluster
     return Variant(tile.kernel, arch, tuple(macros.items()))
 
 
@@ -112,8 +122,8 @@ def quantized() -> Iterator[Variant]:
 def hopper() -> Iterator[Variant]:
     for tile in KERNELS:
         if tile.kernel in ("narrow", "wide"):
-            for dtype, out_f32 in (("float16", 0), ("bfloat16", 1)):
-                yield variant(tile, "90a", dtype=dtype, out_f32=out_f32)
+            for dtype, out_f32, cluster in (("float16", 0, 2), ("bfloat16", 1, 1)):
+                yield variant(tile, "90a", dtype=dtype, out_f32=out_f32, cluster=cluster)
 
 
 def merges() -> Iterator[Variant]:
