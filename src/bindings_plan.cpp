@@ -75,7 +75,8 @@ nb::list parts(const sdpa::Plan& plan) {
 nb::dict plan(int B, int Hq, int Hkv, int Lq, int Lk, int D, int Dv, const std::string& dtype,
               const std::string& mask, int window, bool softcap, bool sinks, bool want_lse,
               int chunk_size, const std::string& backend, const std::string& arch, int threads,
-              int max_threads, int fill, double dispatch_flops, int64_t memory, int bits) {
+              int max_threads, int fill, double dispatch_flops, int64_t memory, int bits,
+              int64_t l2_bytes) {
   if (Hkv < 1 || Hq % Hkv != 0)
     throw std::invalid_argument("Hq must be a multiple of Hkv, and Hkv at least 1");
   if (mask != "none" && mask != "causal" && mask != "bool" && mask != "additive")
@@ -113,6 +114,7 @@ nb::dict plan(int B, int Hq, int Hkv, int Lq, int Lk, int D, int Dv, const std::
     const sdpa::Device here = sdpa::cpu::device();
     if (arch.empty()) device.arch = here.arch;
     device.threads = threads == 0 ? here.threads : threads;
+    device.l2_bytes = l2_bytes > 0 ? l2_bytes : here.l2_bytes;
   }
   device.max_threads = max_threads;
   if (fill > 0) device.fill = fill;
@@ -153,9 +155,10 @@ void bind_plan(nb::module_& m) {
         "mask"_a = "none", "window"_a = 0, "softcap"_a = false, "sinks"_a = false,
         "want_lse"_a = false, "chunk_size"_a = 0, nb::kw_only(), "backend"_a = "cpu", "arch"_a = "",
         "threads"_a = 0, "max_threads"_a = 1024, "fill"_a = 0, "dispatch_flops"_a = 0.,
-        "memory"_a = 0, "bits"_a = 0,
+        "memory"_a = 0, "bits"_a = 0, "l2_bytes"_a = 0,
         "bits: of a quantized cache; 0 = none. "
         "What would run, as a dict; raises ValueError with the reason where nothing would. Pure. "
-        "threads: of a CPU. max_threads, fill, dispatch_flops, memory: of a GPU, as Device has "
+        "threads, l2_bytes: of a CPU; 0 = this machine's. max_threads, fill, dispatch_flops, "
+        "memory: of a GPU, as Device has "
         "them; 0 = those of the smallest Mac, or of the architecture of an NVIDIA GPU.");
 }

@@ -55,14 +55,29 @@ std::string served_dims(Backend backend) {
   return all;
 }
 
+// Decode where the rows of a KV head fit one tile; else the largest prefill tile that stays in the L2 cache, or the last.
+const Tile* choose_cpu(const Problem& p, const Device& device) {
+  const Tile* found = nullptr;
+  for (const Tile& t : tiles()) {
+    if (!t.takes(Backend::cpu, p)) continue;
+    if (t.kernel == Kernel::decode && p.rows() <= t.bq) return &t;
+    if (t.kernel != Kernel::prefill) continue;
+    found = &t;
+    // tile_floats() pads for every instruction set: a quarter more than is there.
+    if (tile_floats(t, p) * int64_t(sizeof(float)) * 4 / 5 <= device.l2_bytes) break;
+  }
+  return found;
+}
+
 // The first row that serves the problem: where the rows of a KV head fit one tile, that of a kernel for few rows.
 const Tile* choose(const Problem& p, const Device& device) {
   if (p.bits && device.backend != Backend::cuda) return nullptr;
   if (device.backend == Backend::cuda) return choose_cuda(p, device);
+  if (device.backend == Backend::cpu) return choose_cpu(p, device);
   const auto first = [&](Kernel kernel, bool must_fit) -> const Tile* {
     for (const Tile& t : tiles()) {
       if (t.kernel == kernel && t.takes(device.backend, p) && (!must_fit || p.rows() <= t.bq) &&
-          (device.backend == Backend::cpu || t.threads() <= device.max_threads))
+          t.threads() <= device.max_threads)
         return &t;
     }
     return nullptr;

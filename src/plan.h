@@ -51,7 +51,8 @@ struct Device {
   Backend backend = Backend::cpu;
   std::string arch = {};  // the instruction set on a CPU, else as MLX names it
 
-  int threads = 1;  // CPU: threads that work at once
+  int threads = 1;             // CPU: threads that work at once
+  int64_t l2_bytes = 1 << 20;  // CPU: of the cache that a thread has to itself
 
   int max_threads = 1024;     // GPU: threads of a threadgroup that it accepts
   int fill = 1;               // GPU: threadgroups that keep it busy

@@ -134,7 +134,7 @@ def test_every_input_of_a_block_waits_for_the_block_before(return_lse, tmp_path)
 def test_decode_does_not_repeat_or_widen_keys_and_values(dtype, Lq, Hq, Hkv):
     q = normal(1, Hq, Lq, 64, dtype=getattr(mx, dtype))
     k, v = (normal(1, Hkv, 16384, 64, dtype=getattr(mx, dtype)) for _ in "kv")
-    assert added(lambda: _ext.sdpa(q, k, v, scale=0.1), q, k, v) < MiB // 2
+    assert added(lambda: _ext.sdpa(q, k, v, scale=0.1), q, k, v) < MiB
     assert k.nbytes >= 2 * MiB
 
 

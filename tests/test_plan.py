@@ -152,6 +152,7 @@ def test_bad_questions(change, message):
 
 
 CUDA_TILES = [tile for tile in _ext.tiles() if tile["backend"] == "cuda"]
+CPU_TILES = [tile for tile in _ext.tiles() if tile["backend"] == "cpu"]
 
 
 @pytest.mark.parametrize(
@@ -169,3 +170,14 @@ def test_a_row_of_cuda_says_what_the_header_of_its_kernel_says(tile):
     )  # fmt: skip
     assert plan["kernel"].startswith(f"sdpa_{tile['kernel']}_bfloat16_d{dims[0]}_v{dims[1]}_")
     assert (plan["bq"], plan["bk"]) == (tile["bq"], tile["bk"])
+
+
+def test_prefill_tiles_on_a_cpu_grow_with_its_l2_cache():
+    for D in (64, 128, 256, 512, 1024):
+        sizes = []
+        for l2 in (2**18, 2**20, 2**21, 2**23):
+            plan = _ext.plan(1, 8, 8, 2048, 2048, D, D, "float32", threads=1, l2_bytes=l2)
+            sizes.append(plan["bq"] * plan["bk"])
+            smallest = min(t["bq"] * t["bk"] for t in CPU_TILES if t["kernel"] == "prefill")
+            assert plan["tile_bytes"] <= 1.25 * l2 or sizes[-1] == smallest
+        assert sizes == sorted(sizes) and len(set(sizes)) > 1

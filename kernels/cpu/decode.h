@@ -144,7 +144,7 @@ void decode_typed(const Params& p, const Operands& x, const Task& t, void* scrat
           {seen.begin - key, seen.end - key < n ? seen.end - key : n},
           cover == Cover::Partial ? mask_rows(row) : nullptr,
       };
-      const float alpha = softmax_row(p, tile, s.state[r]);
+      const float alpha = softmax_row(p, tile, s.state[r], tile.S);
       if (alpha == 1.f) continue;
       for (int d = 0; d < s.ldo; d += W)
         store(s.O + r * s.ldo + d, load(s.O + r * s.ldo + d) * alpha);

@@ -5,10 +5,9 @@
 
 namespace sdpa::cpu::SDPA_ISA {
 
-// exp(x): relative error below 2e-7 on [-87, 88], 0 for x <= -88, a finite number above 88; NaN stays NaN.
-SDPA_INLINE Vec exp(Vec x) {
+// exp(x) for x <= 88: relative error below 2e-7 from -87 on, 0 for x <= -88; NaN stays NaN.
+SDPA_INLINE Vec exp_up_to_88(Vec x) {
   x = max_keep(splat(-88.f), x);
-  x = min_keep(splat(88.f), x);
   constexpr float kRound =
       0x1.8p23f;  // adding it rounds to an integer, kept in the low mantissa bits
   Vec shifted = x * 1.44269504f + kRound;
@@ -29,6 +28,9 @@ SDPA_INLINE Vec exp(Vec x) {
   IVec exponent = (bits_as<IVec>(shifted) + 127) << 23;
   return p * bits_as<Vec>(exponent);
 }
+
+// The same, and a finite number above 88.
+SDPA_INLINE Vec exp(Vec x) { return exp_up_to_88(min_keep(splat(88.f), x)); }
 
 // tanh(x), relative error below 2e-7. Below 0.6 a polynomial in x^2 (least-squares fit, reweighted towards the largest
 // relative error, 3e-9): 1 - 2 / (exp(2x) + 1) alone would lose all digits of a small x.

@@ -3,61 +3,79 @@
 // One task: `rows` rows of one KV head (rows.h) against the keys [key0, key1), on one thread.
 //   pack  Qs [rows, D]                                         once
 //   for each tile j of bk keys that a row can see:
-//     pack  Ks = K[j]^T, Vs = V[j]                             widened to float32
-//     S  = Qs @ Ks                                             panel of Ks in L1, strips of MR rows
+//     pack  Ks = K[j]^T, Vs = V[j]                             as tiles.h has them
+//     S  = Qs @ Ks                                             panel of Ks in L1, strips of R rows
 //     m, l, P, alpha = online softmax of S                     a row at a time
 //     O  = O * alpha + P @ Vs
 //   out = O / l, lse = m + log(l)
-// Scratch: Qs, Ks, Vs, S, O of the tile, nothing that grows with the number of keys.
+// Scratch: Qs, Ks, Vs, S, P, O of the tile, nothing that grows with the number of keys.
 #pragma once
 
-#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/softmax.h"
+#include "kernels/cpu/tiles.h"
 
 namespace sdpa::cpu::SDPA_ISA {
 
-// Leading dimensions end in an odd number of vectors, so that rows of a strip do not share cache sets.
-SDPA_INLINE int leading(int n) { return (vectors(n) | 1) * W; }
-
+template <typename Tiles>
 struct PrefillScratch {
-  float *Qs, *Ks, *Vs, *S, *O, *alpha, *bias;
+  using E = typename Tiles::E;
+  static constexpr int kKeys =
+      W > Tiles::kDepth ? W : Tiles::kDepth;  // P has zeros up to a multiple of it
+
+  E *Qs, *Ks, *Vs, *P;  // P takes the place of S where both are float
+  float *S, *O, *alpha, *bias;
   State* state;
   void* row_tmp;  // values of strided rows on their way into a tile
+  int ldq, lds, ldp, ldo;
   size_t bytes;
 
   PrefillScratch(const Params& p, int bq, int bk, void* base) {
-    const int rows = round_up(bq, MR), dv = leading(p.Dv);
-    const int keys = round_up(bk, W);
+    const int rows = round_up(bq, Tiles::R), keys = round_up(bk, kKeys);
+    const int panel_columns = round_up(p.Dv, W), depth = round_up(p.D, Tiles::kDepth);
+    ldq = leading<E>(depth);
+    lds = leading<float>(keys);
+    ldp = leading<E>(keys);
+    ldo = leading<float>(p.Dv);
     Scratch scratch(base);
-    Qs = scratch.take(size_t(rows) * leading(p.D));
-    Ks = scratch.take(size_t(keys) * p.D);
-    Vs = scratch.take(size_t(keys) * dv);
-    S = scratch.take(size_t(rows) * leading(keys));
-    O = scratch.take(size_t(rows) * dv);
-    alpha = scratch.take(rows);
-    bias = scratch.take(keys);
-    state = reinterpret_cast<State*>(scratch.take(2 * size_t(rows)));
-    row_tmp = scratch.take(size_t(W) * (p.D > p.Dv ? p.D : p.Dv));
+    Qs = scratch.take<E>(size_t(rows) * ldq);
+    Ks = scratch.take<E>(size_t(keys) * depth);
+    Vs = scratch.take<E>(size_t(keys) * panel_columns);
+    S = scratch.take<float>(size_t(rows) * lds);
+    if constexpr (sizeof(E) == sizeof(float)) {
+      P = S;
+    } else {
+      P = scratch.take<E>(size_t(rows) * ldp);
+    }
+    O = scratch.take<float>(size_t(rows) * ldo);
+    alpha = scratch.take<float>(rows);
+    bias = scratch.take<float>(keys);
+    state = scratch.take<State>(rows);
+    row_tmp = scratch.take<float>(size_t(W) * (p.D > p.Dv ? p.D : p.Dv));
     bytes = scratch.bytes();
   }
 };
 
 inline size_t prefill_scratch(const Params& p, int bq, int bk) {
-  return PrefillScratch(p, bq, bk, nullptr).bytes;
+  if (p.dtype == DType::BF16) return PrefillScratch<TilesOf<bf16>::type>(p, bq, bk, nullptr).bytes;
+  return PrefillScratch<FloatTiles>(p, bq, bk, nullptr).bytes;
 }
 
 template <typename T>
 struct Prefill {
+  using Tiles = typename TilesOf<T>::type;
+  using E = typename Tiles::E;
+  static constexpr int R = Tiles::R, N = Tiles::N, kDepth = Tiles::kDepth;
+
   const Params& p;
   const Operands& x;
   const Task& t;
-  PrefillScratch s;
-  const int strips, ldq, lds, ldo;
+  PrefillScratch<Tiles> s;
+  const int strips;
+  [[no_unique_address]] typename Tiles::Session session;
 
   Prefill(const Params& p, const Operands& x, const Task& t, void* scratch)
-      : p(p), x(x), t(t), s(p, t.rows, t.bk, scratch), strips((t.rows + MR - 1) / MR),
-        ldq(leading(p.D)), lds(leading(round_up(t.bk, W))), ldo(leading(p.Dv)) {}
+      : p(p), x(x), t(t), s(p, t.rows, t.bk, scratch), strips((t.rows + R - 1) / R) {}
 
   void run() {
     load_rows();
@@ -74,53 +92,56 @@ struct Prefill {
       accumulate(key, n);
     }
     for (int r = 0; r < t.rows; ++r)
-      finish_row<T>(p, t, row_of(p, t.hkv, t.row0 + r), s.state[r], s.O + size_t(r) * ldo);
+      finish_row<T>(p, t, row_of(p, t.hkv, t.row0 + r), s.state[r], s.O + size_t(r) * s.ldo);
   }
 
  private:
   // Qs, and O, m, l as they stand before the first key. Rows past the last are zeros.
   void load_rows() {
-    for (int r = 0; r < strips * MR; ++r) {
-      float* q = s.Qs + size_t(r) * ldq;
-      float* o = s.O + size_t(r) * ldo;
+    for (int r = 0; r < strips * R; ++r) {
+      E* q = s.Qs + size_t(r) * s.ldq;
+      float* o = s.O + size_t(r) * s.ldo;
       s.alpha[r] = 1.f;
-      for (int d = 0; d < ldq; ++d) q[d] = 0.f;
+      for (int d = 0; d < s.ldq; ++d) q[d] = E{};
       if (r >= t.rows) {
-        for (int d = 0; d < ldo; ++d) o[d] = 0.f;
+        for (int d = 0; d < s.ldo; ++d) o[d] = 0.f;
         continue;
       }
       const Row row = row_of(p, t.hkv, t.row0 + r);
       const T* from =
           static_cast<const T*>(x.Q) + t.b * p.Qs.batch + row.head * p.Qs.head + row.iq * p.Qs.row;
-      for (int d = 0; d < p.D; ++d) q[d] = widen(from[d * p.Qs.col]);
-      s.state[r] = start_row<T>(p, x, t, row, ldo, o);
+      Tiles::pack_q(from, p.Qs.col, p.D, q);
+      s.state[r] = start_row<T>(p, x, t, row, s.ldo, o);
     }
   }
 
   void pack(const T* K, const T* V, int n) {
     T* tmp = static_cast<T*>(s.row_tmp);
-    pack_k(K, p.Ks.row, p.Ks.col, n, p.D, s.Ks, tmp);
-    pack_v(V, p.Vs.row, p.Vs.col, n, p.Dv, s.Vs, tmp);
+    Tiles::pack_k(K, p.Ks.row, p.Ks.col, n, p.D, s.Ks, tmp);
+    Tiles::pack_v(V, p.Vs.row, p.Vs.col, n, p.Dv, s.Vs, tmp);
   }
 
   // Keys of the tile that any row of the strip can see, counted from the tile's first key.
   Keys strip_keys(int strip, int key, int n) const {
-    const int last = (strip + 1) * MR < t.rows ? (strip + 1) * MR : t.rows;
-    const int begin = visible_keys(p, (t.row0 + strip * MR) / p.group).begin - key;
+    const int last = (strip + 1) * R < t.rows ? (strip + 1) * R : t.rows;
+    const int begin = visible_keys(p, (t.row0 + strip * R) / p.group).begin - key;
     const int end = visible_keys(p, (t.row0 + last - 1) / p.group).end - key;
     return {begin > 0 ? begin : 0, end < n ? end : n};
   }
 
+  static int panel_width(int panel, int all) { return all - panel * N < N ? all - panel * N : N; }
+
   // S = Qs @ Ks
   void scores(int key, int n) {
-    const int all = vectors(n);
-    for (int panel = 0; panel * NV < all; ++panel) {
-      const int first = panel * NV * W, wide = panel_vectors(panel, all);
+    const int all = vectors(n), depth = round_up(p.D, kDepth);
+    for (int panel = 0; panel * N < all; ++panel) {
+      const int first = panel * N * W, wide = panel_width(panel, all);
       for (int strip = 0; strip < strips; ++strip) {
         const Keys seen = strip_keys(strip, key, n);
         if (seen.begin >= first + wide * W || seen.end <= first) continue;
-        micro(wide, p.D, s.Qs + size_t(strip) * MR * ldq, ldq, s.Ks + size_t(first) * p.D,
-              s.S + size_t(strip) * MR * lds + first, lds, nullptr);
+        Tiles::multiply(wide, depth, s.Qs + size_t(strip) * R * s.ldq, s.ldq,
+                        s.Ks + size_t(first) * depth, s.S + size_t(strip) * R * s.lds + first,
+                        s.lds, nullptr);
       }
     }
   }
@@ -130,34 +151,35 @@ struct Prefill {
     for (int strip = 0; strip < strips; ++strip) {
       const Keys strip_seen = strip_keys(strip, key, n);
       if (strip_seen.begin >= strip_seen.end) continue;
-      for (int r = strip * MR; r < (strip + 1) * MR && r < t.rows; ++r) {
+      for (int r = strip * R; r < (strip + 1) * R && r < t.rows; ++r) {
         const Row row = row_of(p, t.hkv, t.row0 + r);
         const Keys seen = visible_keys(p, row.iq);
-        float* S = s.S + size_t(r) * lds;
         const RowTile tile{
-            S,
-            strip_seen.begin / W,
-            vectors(strip_seen.end),
+            s.S + size_t(r) * s.lds,
+            strip_seen.begin / s.kKeys * s.kKeys / W,
+            round_up(strip_seen.end, s.kKeys) / W,
             {seen.begin - key, seen.end - key < n ? seen.end - key : n},
             masked ? mask_rows(row) : nullptr,
         };
-        s.alpha[r] = softmax_row(p, tile, s.state[r]);  // P takes the place of S
+        s.alpha[r] = softmax_row(p, tile, s.state[r], s.P + size_t(r) * s.ldp);
       }
     }
   }
 
   // O = O * alpha + P @ Vs
   void accumulate(int key, int n) {
-    const int all = vectors(p.Dv);
-    for (int panel = 0; panel * NV < all; ++panel) {
-      const int wide = panel_vectors(panel, all);
-      const float* Vs = s.Vs + size_t(panel) * NV * W * n;
+    const int all = vectors(p.Dv), packed = round_up(n, kDepth);
+    for (int panel = 0; panel * N < all; ++panel) {
+      const int wide = panel_width(panel, all);
+      const E* Vs = s.Vs + size_t(panel) * N * W * packed;
       for (int strip = 0; strip < strips; ++strip) {
         const Keys seen = strip_keys(strip, key, n);
         if (seen.begin >= seen.end) continue;
-        micro(wide, seen.end - seen.begin, s.S + size_t(strip) * MR * lds + seen.begin, lds,
-              Vs + size_t(seen.begin) * wide * W, s.O + size_t(strip) * MR * ldo + panel * NV * W,
-              ldo, s.alpha + strip * MR);
+        const int begin = seen.begin / kDepth * kDepth, end = round_up(seen.end, kDepth);
+        Tiles::multiply(wide, end - begin, s.P + size_t(strip) * R * s.ldp + begin, s.ldp,
+                        Vs + size_t(begin) * wide * W,
+                        s.O + size_t(strip) * R * s.ldo + panel * N * W, s.ldo,
+                        s.alpha + strip * R);
       }
     }
   }

@@ -13,10 +13,11 @@ class Scratch {
  public:
   explicit Scratch(void* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
 
-  float* take(size_t floats) {
+  template <typename E = float>
+  E* take(size_t n) {
     const uintptr_t at = base_ + bytes_;
-    bytes_ += (floats * sizeof(float) + 63) / 64 * 64;
-    return reinterpret_cast<float*>(at);
+    bytes_ += (n * sizeof(E) + 63) / 64 * 64;
+    return reinterpret_cast<E*>(at);
   }
   size_t bytes() const { return bytes_; }
 

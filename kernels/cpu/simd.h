@@ -68,9 +68,18 @@ SDPA_INLINE Vec splat(float x) { return Vec{} + x; }
 
 // Lane l of the result is `yes` where the mask lane is -1. Compares are false for NaN.
 SDPA_INLINE Vec select(IVec mask, Vec yes, Vec no) { return mask ? yes : no; }
-// Both keep b where a comparison with NaN fails, so a NaN in b survives.
+// Both keep b where a comparison with NaN fails, so a NaN in b survives: what x86's instructions do.
+#if defined(__AVX512F__)
+SDPA_INLINE Vec max_keep(Vec a, Vec b) {
+  return bits_as<Vec>(_mm512_max_ps(bits_as<__m512>(a), bits_as<__m512>(b)));
+}
+SDPA_INLINE Vec min_keep(Vec a, Vec b) {
+  return bits_as<Vec>(_mm512_min_ps(bits_as<__m512>(a), bits_as<__m512>(b)));
+}
+#else
 SDPA_INLINE Vec max_keep(Vec a, Vec b) { return select(a > b, a, b); }
 SDPA_INLINE Vec min_keep(Vec a, Vec b) { return select(a < b, a, b); }
+#endif
 
 template <int... L>
 SDPA_INLINE IVec iota(std::integer_sequence<int, L...>) {

@@ -7,19 +7,19 @@
 namespace sdpa::cpu::SDPA_ISA {
 
 struct RowTile {
-  float* S;           // raw products q.k [.., vector-aligned]; P is left in its place
+  float* S;           // raw products q.k [.., vector-aligned]; overwritten
   int begin, end;     // the vectors of S that are processed
   Keys seen;          // the keys of the row, counted from S[0]; P is 0 outside them
   const float* bias;  // [..] from the mask array, or null
 };
 
-// S = softcap(scale * S) + bias; m, l and P = exp(S - m) as online softmax has them.
-// Returns alpha = exp(m_old - m_new), the factor of O and l.
-SDPA_INLINE float softmax_row(const Params& p, const RowTile& x, State& state) {
-  const bool cut = x.seen.begin > x.begin * W || x.seen.end < x.end * W;
+SDPA_INLINE void store_weights(float* p, Vec v) { store(p, v); }
+
+// S = softcap(scale * S) + bias, -inf where hidden. Returns their maxima by lanes.
+SDPA_INLINE Vec adjust_scores(const Params& p, const RowTile& x, bool cut) {
   const float inner = p.softcap != 0.f ? p.scale / p.softcap : p.scale;
-  Vec top = splat(-kInf);
   const Vec nothing = splat(-kInf);
+  Vec top = nothing;
   for (int v = x.begin; v < x.end; ++v) {
     Vec s = load(x.S + v * W) * inner;
     if (p.softcap != 0.f) s = tanh(s) * p.softcap;
@@ -34,13 +34,32 @@ SDPA_INLINE float softmax_row(const Params& p, const RowTile& x, State& state) {
     store(x.S + v * W, s);
     top = max_keep(s, top);
   }
+  return top;
+}
+
+// S = softcap(scale * S) + bias; m, l and P = exp(S - m) as online softmax has them.
+// Returns alpha = exp(m_old - m_new), the factor of O and l.
+// P may take the place of S.
+template <typename E>
+SDPA_INLINE float softmax_row(const Params& p, const RowTile& x, State& state, E* P) {
+  const bool cut = x.seen.begin > x.begin * W || x.seen.end < x.end * W;
+  // Where nothing comes between the products and exp, the scale waits for it.
+  const bool raw = !cut && !x.bias && p.softcap == 0.f && p.scale > 0.f;
+  Vec top = splat(-kInf);
+  if (raw) {
+    for (int v = x.begin; v < x.end; ++v) top = max_keep(load(x.S + v * W), top);
+    top *= p.scale;
+  } else {
+    top = adjust_scores(p, x, cut);
+  }
   const float tile_max = max(top);
   const float m = tile_max > state.m ? tile_max : state.m;
   const float base = m == -kInf ? 0.f : m;  // -inf - -inf would be NaN
+  const float factor = raw ? p.scale : 1.f;
   Vec total{};
   for (int v = x.begin; v < x.end; ++v) {
-    const Vec e = exp(load(x.S + v * W) - base);
-    store(x.S + v * W, e);
+    const Vec e = exp_up_to_88(load(x.S + v * W) * factor - base);
+    store_weights(P + v * W, e);
     total += e;
   }
   const float alpha = exp(splat(state.m - base))[0];

@@ -1,0 +1,74 @@
+// Copies of bfloat16 tiles in panels of pairs: [panel][depth / 2][width][2].
+#pragma once
+
+#include "kernels/cpu/pack.h"
+
+namespace sdpa::cpu::SDPA_ISA {
+
+static_assert(W == 16);
+
+// Pairs [0, W) of the n values at p, zeros behind them, as bits; nothing past p[n - 1] is read.
+SDPA_INLINE Vec load_pairs(const bf16* p, int n) {
+  if (n >= 2 * W) return bits_as<Vec>(_mm512_loadu_si512(p));
+  return bits_as<Vec>(_mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << (n < 0 ? 0 : n)) - 1), p));
+}
+
+// K tile [n, D] -> [panel][padded / 2][panel width][2], with zeros for keys beyond n and values beyond D.
+template <int N>
+void pack_k_pairs(const bf16* K, int64_t row_stride, int64_t col, int n, int D, int padded,
+                  bf16* to, bf16* tmp) {
+  const int all = vectors(n), pairs = (padded + 1) / 2;
+  for (int v = 0; v < all; ++v) {
+    const int panel = v / N, wide = all - panel * N < N ? all - panel * N : N;
+    bf16* dst = to + (size_t(panel) * N * pairs + v % N) * 2 * W;
+    const bf16* rows[W];
+    const int present = n - v * W < W ? n - v * W : W;
+    for (int j = 0; j < present; ++j)
+      rows[j] = row(K + (v * W + j) * row_stride, col, D, tmp + size_t(j) * D);
+    for (int d = 0; d < pairs; d += W) {
+      Vec r[W];
+#pragma GCC unroll 16
+      for (int j = 0; j < W; ++j)
+        r[j] = j < present ? load_pairs(rows[j] + 2 * d, D - 2 * d) : Vec{};
+      transpose(r);
+      const int left = pairs - d < W ? pairs - d : W;
+      for (int l = 0; l < left; ++l)
+        _mm512_storeu_si512(dst + size_t(d + l) * wide * 2 * W, bits_as<__m512i>(r[l]));
+    }
+  }
+}
+
+// The first n values at p, zeros behind them, each in the low half of a lane.
+SDPA_INLINE __m512i load_low_halves(const bf16* p, int n) {
+  if (n >= W) return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p));
+}
+
+// V tile [n, Dv] -> [panel][n / 2][panel width][2], with zeros for keys up to a multiple of `step` and columns beyond Dv.
+template <int N>
+void pack_v_pairs(const bf16* V, int64_t row_stride, int64_t col, int n, int step, int Dv, bf16* to,
+                  bf16* tmp) {
+  const int all = vectors(Dv), pairs = round_up(n, step) / 2;
+  for (int j = 0; j < pairs; ++j) {
+    const int present = n - 2 * j;
+    const bf16* first = present > 0 ? row(V + 2 * j * row_stride, col, Dv, tmp) : nullptr;
+    const bf16* second =
+        present > 1 ? row(V + (2 * j + 1) * row_stride, col, Dv, tmp + Dv) : nullptr;
+    for (int v = 0; v < all; ++v) {
+      const int panel = v / N, wide = all - panel * N < N ? all - panel * N : N;
+      const int left = Dv - v * W;
+      __m512i low = first ? load_low_halves(first + v * W, left) : _mm512_setzero_si512();
+      if (second)
+        low = _mm512_or_si512(low, _mm512_slli_epi32(load_low_halves(second + v * W, left), 16));
+      _mm512_storeu_si512(to + (size_t(panel) * N * pairs + size_t(j) * wide + v % N) * 2 * W, low);
+    }
+  }
+}
+
+// P, rounded
+SDPA_INLINE void store_weights(bf16* p, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      bits_as<__m256i>(_mm512_cvtneps_pbh(bits_as<__m512>(v))));
+}
+
+}  // namespace sdpa::cpu::SDPA_ISA
