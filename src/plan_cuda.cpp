@@ -72,7 +72,7 @@ bool serves(const Tile& tile, const Problem& p, const Device& device) {
   if (p.bits && tile.kernel != Kernel::decode) return false;
   switch (tile.kernel) {
     case Kernel::decode:
-      return p.rows() <= tile.bq;
+      return p.rows() <= tile.bq && (!p.bits || decode_reads_packed(tile.dv_max));
     case Kernel::narrow:
       return device.capability == 90 && p.rows_are == Rows::Tiled &&
              (tile.bq > kNarrowFewRows || p.rows() <= tile.bq);

@@ -32,6 +32,9 @@ SDPA_SIZE int decode_keys(int itemsize, int D, int DV, int bq, int bits) {
   return row_bytes > 512 ? 32 : 64;
 }
 
+// Whether the tile reads packed V: a lane's columns are whole bytes, of one word or of whole words.
+SDPA_SIZE bool decode_reads_packed(int DV) { return (DV & (DV - 1)) == 0; }
+
 // bits: of K and V, quantized with a scale and a bias for every `group` elements; 0 is plain.
 SDPA_SIZE DecodeTile decode_tile(int itemsize, int D, int DV, int bq, int bk, int bits, int group,
                                  int capability) {

@@ -12,8 +12,7 @@ namespace sdpa {
 constexpr int kBits = SDPA_BITS, kGroup = SDPA_GROUP, kPerWord = 32 / kBits;
 constexpr bool kHalf = kDType == int(DType::F16);
 static_assert(kBits == 4 || kBits == 8, "a byte holds whole elements");
-static_assert(FV % 2 == 0 && (FV & (FV - 1)) == 0,
-              "a lane's columns are whole bytes, of one word or of whole words");
+static_assert(decode_reads_packed(DV) && FV % 2 == 0, "a lane's columns are whole bytes or words");
 
 // Groups of a block lie after its words: scales [BK, group_words], then biases.
 constexpr int kScales = BK * kTile.row_bytes, kBiases = kScales + BK * kTile.group_words * 4;
