@@ -76,7 +76,7 @@ nb::dict plan(int B, int Hq, int Hkv, int Lq, int Lk, int D, int Dv, const std::
               const std::string& mask, int window, bool softcap, bool sinks, bool want_lse,
               int chunk_size, const std::string& backend, const std::string& arch, int threads,
               int max_threads, int fill, double dispatch_flops, int64_t memory, int bits,
-              int64_t l2_bytes) {
+              int group_size, int64_t l2_bytes) {
   if (Hkv < 1 || Hq % Hkv != 0)
     throw std::invalid_argument("Hq must be a multiple of Hkv, and Hkv at least 1");
   if (mask != "none" && mask != "causal" && mask != "bool" && mask != "additive")
@@ -85,6 +85,7 @@ nb::dict plan(int B, int Hq, int Hkv, int Lq, int Lk, int D, int Dv, const std::
   if (chunk_size < 0) throw std::invalid_argument("chunk_size must be 0 (all keys) or more");
   if (max_threads < 0 || fill < 0 || dispatch_flops < 0 || memory < 0)
     throw std::invalid_argument("max_threads, fill, dispatch_flops and memory must be 0 or more");
+  if (bits != 0 && group_size < 1) throw std::invalid_argument("group_size must be 1 or more");
   const sdpa::Problem problem{
       .B = B,
       .Hq = Hq,
@@ -105,6 +106,7 @@ nb::dict plan(int B, int Hq, int Hkv, int Lq, int Lk, int D, int Dv, const std::
       .q_offset = Lk - Lq,
       .chunk_size = chunk_size,
       .bits = bits,
+      .group_size = bits ? group_size : 0,
   };
   const sdpa::Backend on = backend_from(backend);
   sdpa::Device device = on == sdpa::Backend::metal  ? sdpa::apple_gpu(arch)
@@ -155,8 +157,8 @@ void bind_plan(nb::module_& m) {
         "mask"_a = "none", "window"_a = 0, "softcap"_a = false, "sinks"_a = false,
         "want_lse"_a = false, "chunk_size"_a = 0, nb::kw_only(), "backend"_a = "cpu", "arch"_a = "",
         "threads"_a = 0, "max_threads"_a = 1024, "fill"_a = 0, "dispatch_flops"_a = 0.,
-        "memory"_a = 0, "bits"_a = 0, "l2_bytes"_a = 0,
-        "bits: of a quantized cache; 0 = none. "
+        "memory"_a = 0, "bits"_a = 0, "group_size"_a = 64, "l2_bytes"_a = 0,
+        "bits: of a quantized cache; 0 = none. group_size: of its elements. "
         "What would run, as a dict; raises ValueError with the reason where nothing would. Pure. "
         "threads, l2_bytes: of a CPU; 0 = this machine's. max_threads, fill, dispatch_flops, "
         "memory: of a GPU, as Device has "

@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/decode_tile.h"
 #include "kernels/cuda/narrow_tile.h"
+#include "kernels/cuda/packed_tile.h"
 #include "kernels/cuda/prefill_tile.h"
 #include "kernels/cuda/wide_tile.h"
 
@@ -47,6 +48,11 @@ Sizes sizes_of(const Tile& t, const Problem& p, int capability) {
               .shared_bytes = narrow_shared_bytes(t.d_max, t.dv_max, t.bq, bk),
               .launch = {.box_rows_k = bk, .box_rows_v = bk}};
     }
+    case Kernel::packed: {
+      const PackedTile tile = packed_tile(t.d_max, t.dv_max, p.bits, p.group_size, capability);
+      return {
+          .bk = t.bk, .threads = tile.threads(), .shared_bytes = tile.shared_bytes(), .launch = {}};
+    }
     case Kernel::wide:
       return {.bk = kWideKeys,
               .threads = kWideThreads,
@@ -69,10 +75,12 @@ Sizes sizes_of(const Tile& t, const Problem& p, int capability) {
 }
 
 bool serves(const Tile& tile, const Problem& p, const Device& device) {
-  if (p.bits && tile.kernel != Kernel::decode) return false;
+  if (p.bits && tile.kernel != Kernel::decode && tile.kernel != Kernel::packed) return false;
   switch (tile.kernel) {
     case Kernel::decode:
       return p.rows() <= tile.bq && (!p.bits || decode_reads_packed(tile.dv_max));
+    case Kernel::packed:
+      return p.bits && p.rows() <= tile.bq;
     case Kernel::narrow:
       return device.capability == 90 && p.rows_are == Rows::Tiled &&
              (tile.bq > kNarrowFewRows || p.rows() <= tile.bq);

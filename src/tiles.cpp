@@ -17,6 +17,8 @@ const char* name(Kernel k) {
       return "middle";
     case Kernel::decode:
       return "decode";
+    case Kernel::packed:
+      return "packed";
     case Kernel::narrow:
       return "narrow";
     case Kernel::wide:

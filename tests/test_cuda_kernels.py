@@ -35,6 +35,7 @@ KERNELS = [
 ]
 
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
+DIMS = (64, 96, 128, 160, 192, 256, 384, 512)
 MASKS = [(0, 0), (1, 0), (2, 0), (2, 1), (2, 2)]  # kind, dtype of an additive one
 
 
@@ -58,7 +59,8 @@ def variant(
     softcap=0,
     out_f32=0,
     vector=1,
-    bits=None,
+    bits=0,
+    group=64,
     cluster=2,
 ) -> Variant:
     macros = {
@@ -66,15 +68,15 @@ def variant(
         "SDPA_D": tile.D,
         "SDPA_DV": tile.Dv,
         "SDPA_BQ": tile.bq,
-        "SDPA_BK": tile.bk if not bits else 64,
+        "SDPA_BK": 64 if tile.kernel == "decode" and bits else tile.bk,
         "SDPA_MASK": mask[0],
         "SDPA_MASK_DTYPE": mask[1],
         "SDPA_SOFTCAP": softcap,
         "SDPA_OUT_F32": out_f32,
         "SDPA_VECTOR": vector,
     }
-    if tile.kernel == "decode":
-        macros |= {"SDPA_BITS": bits or 0, "SDPA_GROUP": 64}
+    if tile.kernel in ("decode", "packed"):
+        macros |= {"SDPA_BITS": bits, "SDPA_GROUP": group}
     if tile.kernel == "wide":
         macros["SDPA_CLUSTER"] = cluster
     return Variant(tile.kernel, arch, tuple(macros.items()))
@@ -113,10 +115,46 @@ def generic(kernel: str) -> Iterator[Variant]:
 
 
 def quantized() -> Iterator[Variant]:
+    """Decode of more rows than packed takes, with every head dim that has such a tile."""
+    chosen = {kernel_of(Lq, D, bits) for Lq in (9, 32, 64) for D in DIMS for bits in (4, 8)}
     for i, tile in enumerate(tile for tile in KERNELS if tile.kernel == "decode"):
-        if tile.bq == 16 and (tile.D, tile.Dv) in [(n, n) for n in (64, 128, 256, 512)]:
-            for bits in (4, 8):
-                yield variant(tile, ARCHS[(i + bits) % len(ARCHS)], out_f32=1, bits=bits)
+        for bits in (4, 8):
+            name = f"sdpa_decode_bfloat16_d{tile.D}_v{tile.Dv}_bq{tile.bq}_bk64_{bits}bit_g32_sm_90"
+            if name in chosen:
+                arch = ARCHS[(i + bits) % len(ARCHS)]
+                arch = arch if fits(tile, arch) else "90"
+                group = (32, 64, 128)[(i + bits // 4) % 3] if tile.D % 128 == 0 else 32
+                yield variant(tile, arch, out_f32=1, bits=bits, group=group)
+
+
+def kernel_of(Lq: int, D: int, bits: int) -> str:
+    plan = _ext.plan(
+        1, 1, 1, Lq, 1000, D, D, "bfloat16", backend="cuda", arch="sm_90", bits=bits, group_size=32
+    )
+    return plan["kernel"]
+
+
+def packed() -> Iterator[Variant]:
+    """Pairs of features."""
+    tiles = {(tile.D, tile.Dv): tile for tile in KERNELS if tile.kernel == "packed"}
+    factors = {
+        "dims": list(tiles),
+        "packing": [(bits, group) for bits in (4, 8) for group in (32, 64, 128)],
+        "arch": ARCHS,
+        "dtype": ("float16", "bfloat16"),
+        "mask": MASKS,
+        "softcap": (0, 1),
+        "out_f32": (0, 1),
+        "vector": (1, 0),
+    }
+
+    def allowed(row: dict) -> bool:
+        return all(n % row["packing"][1] == 0 for n in row["dims"])
+
+    for row in pairwise(factors, allowed=allowed):
+        features = {name: row[name] for name in ("dtype", "mask", "softcap", "out_f32", "vector")}
+        bits, group = row["packing"]
+        yield variant(tiles[row["dims"]], row["arch"], bits=bits, group=group, **features)
 
 
 def hopper() -> Iterator[Variant]:
@@ -138,7 +176,16 @@ def merges() -> Iterator[Variant]:
 
 
 VARIANTS = list(
-    dict.fromkeys([*generic("decode"), *generic("prefill"), *quantized(), *hopper(), *merges()])
+    dict.fromkeys(
+        [
+            *generic("decode"),
+            *generic("prefill"),
+            *quantized(),
+            *packed(),
+            *hopper(),
+            *merges(),
+        ]
+    )
 )
 
 

@@ -159,14 +159,18 @@ CPU_TILES = [tile for tile in _ext.tiles() if tile["backend"] == "cpu"]
     "tile", CUDA_TILES, ids=lambda t: f"{t['kernel']}-{t['d_max']}-{t['dv_max']}-{t['bq']}"
 )
 def test_a_row_of_cuda_says_what_the_header_of_its_kernel_says(tile):
-    few = tile["kernel"] == "decode" or (tile["kernel"] == "narrow" and tile["bq"] == 64)
+    few = tile["kernel"] in ("decode", "packed") or (
+        tile["kernel"] == "narrow" and tile["bq"] == 64
+    )
     dims = tile["d_max"], tile["dv_max"]
     # where no other row comes first: narrow also serves few rows, wide too but for a softcap
     old = tile["kernel"] == "prefill" or (tile["kernel"] == "decode" and dims[0] <= 256)
     arch, capped = "sm_80" if old else "sm_90", tile["kernel"] == "decode"
     Lq = tile["bq"] if few else 1000
+    bits = 4 if tile["kernel"] == "packed" else 0
     plan = _ext.plan(
-        1, 2, 2, Lq, 1000, *dims, "bfloat16", softcap=capped, backend="cuda", arch=arch
+        1, 2, 2, Lq, 1000, *dims, "bfloat16", softcap=capped, backend="cuda", arch=arch, bits=bits,
+        group_size=32,
     )  # fmt: skip
     assert plan["kernel"].startswith(f"sdpa_{tile['kernel']}_bfloat16_d{dims[0]}_v{dims[1]}_")
     assert (plan["bq"], plan["bk"]) == (tile["bq"], tile["bk"])
@@ -181,3 +185,26 @@ def test_prefill_tiles_on_a_cpu_grow_with_its_l2_cache():
             smallest = min(t["bq"] * t["bk"] for t in CPU_TILES if t["kernel"] == "prefill")
             assert plan["tile_bytes"] <= 1.25 * l2 or sizes[-1] == smallest
         assert sizes == sorted(sizes) and len(set(sizes)) > 1
+
+
+@pytest.mark.parametrize("arch", ("sm_80", "sm_89", "sm_90", "sm_120"))
+@pytest.mark.parametrize("bits", (4, 8))
+@pytest.mark.parametrize("D", (64, 96, 128, 160, 192, 256, 512))
+def test_few_rows_over_a_quantized_cache_are_packed(D, bits, arch):
+    for Hq, Lq, kernel in (
+        (2, 1, "packed"),
+        (16, 1, "packed"),
+        (2, 8, "packed"),
+        (18, 1, "decode"),
+    ):
+        plan = _ext.plan(
+            1, Hq, 2, Lq, 131072, D, D, "float16", backend="cuda", arch=arch, bits=bits
+        )
+        assert plan["kernel"].startswith(f"sdpa_{kernel}_float16_d")
+        assert plan["kernel"].endswith(f"_{bits}bit_g64_{arch}")
+        assert plan["row_tiles"] == 1
+
+
+def test_a_group_has_elements():
+    with pytest.raises(ValueError, match="group_size"):
+        _ext.plan(1, 2, 2, 1, 9, 64, 64, "float16", backend="cuda", bits=4, group_size=0)

@@ -60,17 +60,6 @@ __device__ inline Operand operand_of(const void* rows, const Strides& s,
   return x;
 }
 
-// A score after mask, causality and window, in base 2; -inf where the row does not see the key.
-__device__ inline float masked(const Arguments& a, float s, int key, int end, int position,
-                               int64_t mask_at) {
-  if (key >= end || !seen(a.p, position, key)) return -kInfinity;
-  if constexpr (kMasked) {
-    const float bias = mask_value(a.mask, mask_at + key * a.p.Ms.col);
-    return bias == -kInfinity ? bias : s + bias;
-  }
-  return s;
-}
-
 __device__ inline void decode(const Arguments& a) {
   extern __shared__ __align__(16) char memory[];
   const Params& p = a.p;

@@ -70,4 +70,15 @@ __device__ inline int64_t mask_row(const Params& p, int b, Row row) {
   return b * p.Ms.batch + row.head * p.Ms.head + row.position * p.Ms.row;
 }
 
+// A score after mask, causality and window, in base 2; -inf where the row does not see the key.
+__device__ inline float masked(const Arguments& a, float s, int key, int end, int position,
+                               int64_t mask_at) {
+  if (key >= end || !seen(a.p, position, key)) return -kInfinity;
+  if constexpr (kMasked) {
+    const float bias = mask_value(a.mask, mask_at + key * a.p.Ms.col);
+    return bias == -kInfinity ? bias : s + bias;
+  }
+  return s;
+}
+
 }  // namespace sdpa

@@ -96,6 +96,10 @@ __device__ inline void store_4_bytes(unsigned address, unsigned x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 
+__device__ inline void store_2_bytes(unsigned address, unsigned x) {
+  asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"((unsigned short)x) : "memory");
+}
+
 // Two elements side by side.
 template <typename E>
 __device__ inline void store_pair(unsigned address, float x, float y) {

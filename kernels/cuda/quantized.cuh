@@ -5,12 +5,12 @@
 //   P V     a lane's words of a key are FV columns of O side by side: output_column() says which
 #pragma once
 
+#include "kernels/cuda/affine.cuh"
 #include "kernels/cuda/decode_shape.cuh"
 
 namespace sdpa {
 
 constexpr int kBits = SDPA_BITS, kGroup = SDPA_GROUP, kPerWord = 32 / kBits;
-constexpr bool kHalf = kDType == int(DType::F16);
 static_assert(kBits == 4 || kBits == 8, "a byte holds whole elements");
 static_assert(decode_reads_packed(DV) && FV % 2 == 0, "a lane's columns are whole bytes or words");
 
@@ -70,27 +70,6 @@ __device__ inline void copy_block(const Operand& x, int key, int end, unsigned b
   copy_groups<COLS>(x.scales, x, key, end, block + kScales, at.thread);
   copy_groups<COLS>(x.biases, x, key, end, block + kBiases, at.thread);
 }
-
-// a * b + c of two elements
-__device__ inline unsigned multiply_add_pair(unsigned a, unsigned b, unsigned c) {
-  unsigned x;
-  if constexpr (kHalf)
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(x) : "r"(a), "r"(b), "r"(c));
-  else
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(x) : "r"(a), "r"(b), "r"(c));
-  return x;
-}
-
-__device__ inline unsigned select_or(unsigned x, unsigned mask, unsigned bits) {
-  unsigned y;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
-  return y;
-}
-
-// Scale and bias of two elements.
-struct Affine {
-  unsigned scale, bias;
-};
 
 // Elements whose 4 bits are the low ones (HIGH: the next ones) of both halves of x. An integer under the exponent bits
 // of 1024 (bf16: 128) is that number plus the integer, exactly.

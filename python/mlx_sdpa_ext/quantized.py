@@ -82,7 +82,7 @@ def packed_kernel(
     if device.backend != "cuda" or not readable:
         return None
     for tile in device.tiles:
-        if tile.kernel == "decode" and tile.serves(problem):
+        if tile.serves(problem, packed=True):
             return tile.kernel
     return None
 
@@ -92,7 +92,7 @@ def packed_route(problem: Problem, kernel: str, keys: Quantized) -> Route:
     return Route(
         path="fused",
         provider="ext",
-        kernel=f"{kernel}, packed {keys.bits} bits",
+        kernel=f"{kernel}, {keys.bits} bits",
         reason="a fused kernel reads the packed keys and values",
         flops=flops(problem),
     )

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 # Kernels whose tiles the rows of a GQA group need not fit.
 ANY_ROWS = ("prefill", "narrow", "wide")
+# Kernels that read a quantized cache, and the one of them that reads no other.
+READ_PACKED = ("packed", "decode")
+ONLY_PACKED = "packed"
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # bytes
 PATHS = ("fused", "unfused", "chunked", "stock")
 
@@ -71,10 +74,14 @@ class Tile(NamedTuple):
         """Of one threadgroup (Metal): 32 in each simdgroup."""
         return 32 * self.wm * self.wd
 
-    def serves(self, problem: Problem) -> bool:
-        """As src/plan.cpp asks: decode and middle tiles hold all the rows of one GQA group."""
+    def serves(self, problem: Problem, *, packed: bool = False) -> bool:
+        """As src/plan.cpp asks: decode and middle tiles hold all the rows of one GQA group.
+
+        packed: keys and values are those of a quantized cache, as they are.
+        """
         return (
-            self.d_min <= problem.D <= self.d_max
+            (self.kernel in READ_PACKED if packed else self.kernel != ONLY_PACKED)
+            and self.d_min <= problem.D <= self.d_max
             and self.dv_min <= problem.Dv <= self.dv_max
             and problem.dtype in self.dtypes
             and (self.kernel in ANY_ROWS or problem.Lq * problem.gqa <= self.bq)

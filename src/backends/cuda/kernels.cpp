@@ -75,7 +75,7 @@ CUfunc_st* attention_kernel(const Plan& plan, const Variant& v) {
   define(macros, "SOFTCAP", v.softcap);
   define(macros, "OUT_F32", v.out_f32);
   define(macros, "VECTOR", v.vector);
-  if (tile.kernel == Kernel::decode) {
+  if (tile.kernel == Kernel::decode || tile.kernel == Kernel::packed) {
     define(macros, "BITS", v.bits);
     define(macros, "GROUP", v.group);
   }
