@@ -6,6 +6,8 @@ python bench/run.py metal         speed on a Mac's GPU
 python bench/run.py cuda          speed, memory and ceilings on an NVIDIA GPU: about four minutes;
                                   --torch PYTHON sets PyTorch of that environment beside
 python bench/run.py models        models of mlx-lm, prefill and decode, with the patch and without
+python bench/run.py soak          mlx_lm.server under eight clients, 500 requests, patched and not:
+                                  answers, memory, threads, files: five minutes; on Linux
 """
 
 import argparse
@@ -22,6 +24,7 @@ import cuda
 import metal
 import mlx.core as mx
 import models
+import soak
 from measure import environment
 from rich.console import Console
 from rich.table import Table
@@ -77,6 +80,9 @@ SUITES = {
         models.TITLES,
         models.row,
     ),
+    "soak": Suite(
+        lambda options: soak.suite(options.quick, options.only), "cpu", soak.TITLES, soak.row
+    ),
 }
 GPUS = {"metal": (mx.metal,), "cuda": (mx.cuda,), "gpu": (mx.metal, mx.cuda), "cpu": ()}
 NAMES = {"metal": "Metal GPU", "cuda": "NVIDIA GPU", "gpu": "GPU"}
@@ -104,7 +110,7 @@ def main() -> int:
     )
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it works")
-    parser.add_argument("--only", help="cuda, models: results whose name contains this regex")
+    parser.add_argument("--only", help="cuda, models, soak: results whose name contains this regex")
     parser.add_argument("--torch", help="cuda: the Python of an environment with torch")
     parser.add_argument(
         "--limit", type=float, default=120, help="models: seconds for one model on one side"
