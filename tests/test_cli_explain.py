@@ -28,11 +28,14 @@ def explained(capsys, *args):
 def test_this_machine(capsys):
     here = device.current()
     bounds = limits.of(here, limits.settings())
-    route = planned(here, bounds)
     answer = explained(capsys, *LONG)
     assert answer["problem"] == LONG_PROBLEM._asdict()
-    assert answer["limits"] == bounds._asdict()
-    assert answer["route"] == route._asdict()
+    room = answer["limits"]["memory_limit"]
+    assert 0 < room <= bounds.memory_limit
+    assert answer["limits"] == {**bounds._asdict(), "memory_limit": room}
+    assert answer["route"] == planned(here, bounds._replace(memory_limit=room))._asdict()
+    _, output, _ = call_in_process(capsys, "explain", *LONG)
+    assert ", by what is free now)" in " ".join(output.split())
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,25 @@ def test_the_printed_answer(capsys):
     assert "parts of the keys at once, then merged" in " ".join(output.split())
 
 
+def test_the_matmuls_of_the_unfused_path_are_printed(capsys):
+    """Each is one dispatch; a matmul is taken for twice as fast as the kernel of the estimate."""
+    asked = ("explain", *shapes(M1, STEP, 131072, 512, None, None), "--mask", "bool", *M1.options)
+    _, output, _ = call_in_process(capsys, *asked, "--json")
+    found = json.loads(output)
+    route, bounds = found["route"], found["limits"]
+    blocks = -(-STEP // route["block_rows"])
+    assert (route["path"], route["dispatches"]) == ("unfused", 2 * blocks)
+    assert (
+        route["dispatch_flops"] == 2 * found["problem"]["Hq"] * route["block_rows"] * 131072 * 512
+    )
+    assert 0.9 * bounds["dispatch_ms"] < route["dispatch_ms"] <= bounds["dispatch_ms"]
+    _, output, _ = call_in_process(capsys, *asked)
+    words = " ".join(output.split())
+    assert f"dispatches {2 * blocks} matmuls, the longest of " in words
+    assert "threadgroup" not in words
+    assert ", if all of its memory is free)" in words
+
+
 def test_a_long_dispatch_of_stock_is_pointed_out(capsys):
     """Head dim 128 on a slow GPU: one dispatch of 4.4e12 operations, as in seed #3307."""
     asked = shapes(M1, STEP, 131072, 128, None, (32, 8))

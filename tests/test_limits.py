@@ -36,10 +36,13 @@ def test_the_defaults_are_the_documented_ones():
     assert str(bounds.chunk_size) == documented["MLX_SDPA_CHUNK_SIZE"]
     assert str(bounds.fused_min_keys) == documented["MLX_SDPA_EXT_FUSED_MIN_KEYS"]
     assert f"{bounds.dispatch_ms:g}" == documented["MLX_SDPA_EXT_DISPATCH_MS"]
-    assert documented["MLX_SDPA_EXT_MEMORY_LIMIT"] == "1/8 of the device's memory"
+    margin = documented["MLX_SDPA_EXT_MEMORY_LIMIT"]
+    assert margin == "what the device can still give, less a margin"
     for device in (CPU, M4_MAX, H200):
-        assert limits.of(device).memory_limit == device.memory // 8
-        assert not limits.of(device).chunk_asked
+        bounds = limits.of(device)
+        assert bounds.memory_margin == bounds.block_bytes == device.memory // 8
+        assert bounds.memory_limit == limits.less_margin(device.memory, bounds.memory_margin)
+        assert not bounds.chunk_asked
 
 
 def test_the_environment_is_on_top_of_the_profile():
@@ -147,7 +150,7 @@ def test_changes_count_from_refresh_on(environment):
     before = limits.settings()
     environment.setenv("MLX_SDPA_EXT_MEMORY_LIMIT", "1GB")
     assert limits.settings() is before
-    assert limits.of(CPU, limits.settings()).memory_limit == 2 * GiB
+    assert limits.of(CPU, limits.settings()).memory_limit == 8 * GiB  # half of 16, all free
     limits.refresh()
     assert limits.of(CPU, limits.settings()).memory_limit == 10**9
     assert limits.in_force() == {"MLX_SDPA_EXT_MEMORY_LIMIT": "1GB"}

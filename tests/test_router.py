@@ -110,9 +110,9 @@ CASES = {
     "tiles-128": (M4_MAX, ask(STEP, 131072, 128), "stock", "stock", "full kernel"),
     "tiles-256-few-keys": (M4_MAX, ask(STEP, 16384, 256), "unfused", "ext", "faster"),
     "tiles-256-seed": (M4_MAX, ask(STEP, 16385, 256), "fused", "ext", "fused_min_keys"),
-    "tiles-256-long": (M4_MAX, ask(STEP, 131072, 256), "fused", "ext", "exceed the memory"),
+    "tiles-256-long": (M4_MAX, ask(STEP, 131072, 256), "fused", "ext", "beyond fused_min"),
     "tiles-256-ultra": (M2_ULTRA, ask(STEP, 32768, 256, Hq=64), "fused", "ext", "fused_min_keys"),
-    "tiles-256-0.31": (at(M4_MAX, "0.31.2"), ask(STEP, 65536, 256), "fused", "ext", "exceed"),
+    "tiles-256-0.31": (at(M4_MAX, "0.31.2"), ask(STEP, 65536, 256), "fused", "ext", "beyond"),
     "tiles-192-128": (M4_MAX, ask(STEP, 16385, 192, 128), "fused", "ext", "fused_min_keys"),
     "tiles-128-softcap": (M1, ask(STEP, STEP, 128, softcap=9.0), "fused", "ext", "fastest"),
     "tiles-112": (M1, ask(STEP, STEP, 112), "fused", "ext", "fastest"),
@@ -434,9 +434,9 @@ def test_blocks_for_the_watchdog_are_in_the_reason():
     assert 0 < blocked.block_rows < STEP
     assert "fit the memory limit, in blocks of query rows" in blocked.reason
     assert "GPU watchdog" in blocked.reason
-    wide = ask(STEP, 32768, 576, 512, Hq=1024)  # more than memory allows, and blocks shorter still
+    wide = ask(STEP, 32768, 576, 512, Hq=4096)  # more than memory allows, and blocks shorter still
     blocked = router.route(wide, device, bounds, "unfused")
-    assert 0 < blocked.block_rows < router.block_rows(wide, bounds.memory_limit) < STEP
+    assert 0 < blocked.block_rows < router.block_rows(wide, bounds.block_limit) < STEP
     assert "within the memory limit, and each matmul short" in blocked.reason
     whole = router.route(ask(64, 4096, 576, 512), device, bounds, "unfused")
     assert not whole.block_rows and "watchdog" not in whole.reason

@@ -111,7 +111,7 @@ def test_stock_runs_on_the_cpu(chosen, rng):
         expected = attention.stock_attention(q, k, v, scale=0.1)
         assert mx.allclose(out, expected, rtol=1e-5, atol=1e-5).item()
     here = device.current()._replace(tiles=())
-    place = attention._Place(here, limits.of(here), log=False)
+    place = attention._Place(here, limits.settings())
     q, k, v = inputs(rng, 70, 90, 256)
     problem = attention._problem(q, k, v, None, None, None, None, False)
     assert router.route(problem, here, place.limits, "fused").forces_stock

@@ -17,8 +17,9 @@ from . import _ext, plans, router, software
 from . import device as devices
 from . import limits as settings
 from .first_use import Gate
+from .memory import Headroom
 from .stats import record
-from .words import Device, Limits, Problem, Route, Support
+from .words import Device, Problem, Route, Support
 
 __all__ = ["explain", "merge", "scaled_dot_product_attention", "supports"]
 
@@ -211,7 +212,8 @@ def explain(
     Returns:
         A Route: path, provider ("ext", this package, or "stock"), kernel, reason, transient_bytes,
         flops, chunks, chunk_size, block_rows; of Metal kernels of ours also threads,
-        threadgroup_bytes, splits, dispatches, dispatch_flops and dispatch_ms (of the longest).
+        threadgroup_bytes, splits, dispatches, dispatch_flops and dispatch_ms (of the longest);
+        of the matmuls of the unfused path there the last three.
 
     Raises:
         ValueError: as `scaled_dot_product_attention`.
@@ -278,24 +280,36 @@ Call = tuple[mx.array, mx.array, mx.array, Any, Any]  # q, k, v, mask, sinks
 class _Place:
     """A device with its limits, and the routes already asked for there."""
 
-    def __init__(self, device: Device, limits: Limits, log: bool) -> None:
+    def __init__(self, device: Device, chosen: settings.Settings) -> None:
         self.device = device
-        self.limits = limits
-        self.log = log
-        self.gate = Gate(device, limits) if device.backend != "cpu" and device.tiles else None
+        self._chosen = chosen
+        self._headroom = None if chosen.memory_limit else Headroom(device)
+        self.limits = settings.of(device, chosen)
+        self.gate = Gate(device, self.limits) if device.backend != "cpu" and device.tiles else None
         self.routes: dict[tuple[Any, ...], Route] = {}
+
+    def follow(self) -> None:
+        """Takes note of the memory that there is now, unless the user has set the limit."""
+        if self._headroom is None:
+            return
+        room = settings.less_margin(self._headroom.now(), self.limits.memory_margin)
+        if room != self.limits.memory_limit:
+            self.limits = self.limits._replace(memory_limit=room)
+            if self.gate:
+                self.gate.follow(self.limits)
 
     def route(self, problem: Problem, path: str, force_fused: bool, call: Call) -> Route:
         """`router.route`, remembered: the layers of a model ask the same at each step.
 
         On a GPU it is one whose kernel works there (first_use.py).
         """
-        key: tuple[Any, ...] = (problem, path, force_fused)
+        limits = self.limits
+        key: tuple[Any, ...] = (problem, path, force_fused, limits.memory_limit)
         if self.gate and problem.mask == "additive":
             key = (*key, call[3].dtype)  # kernels are specialised for it
         route = self.routes.get(key)
         if route is None:
-            route = router.route(problem, self.device, self.limits, path, force_fused)
+            route = router.route(problem, self.device, limits, path, force_fused)
             if self.gate and route.provider == "ext" and route.path in ("fused", "chunked"):
                 route = self._that_works(route, problem, path, force_fused, call)
             if self.device.software:  # where stock MLX has no kernel that it could be told to use
@@ -320,7 +334,7 @@ class _Place:
         )
 
     def announce(self, route: Route, problem: Problem) -> None:
-        if not self.log:
+        if not self._chosen.log:
             return
         heads = f"D {problem.D}, Dv {problem.Dv}, {problem.dtype}"
         line = f"{route.path} by {route.provider} ({route.kernel}; {heads}): {route.reason}"
@@ -356,8 +370,8 @@ def place_of(stream: Any) -> _Place:
     device = devices.current(stream)
     place = in_force.places.get(id(device))
     if place is None:
-        place = _Place(device, settings.of(device, chosen), bool(chosen.log))
-        in_force.places[id(device)] = place
+        place = in_force.places[id(device)] = _Place(device, chosen)
+    place.follow()
     return place
 
 

@@ -137,8 +137,15 @@ class Gate:
         self._answers[key] = found
         return found
 
+    def follow(self, limits: Limits) -> None:
+        """Goes on with limits that have changed."""
+        self.limits = limits
+        if self._is_open:
+            self._is_open = False
+            self.open()
+
     def open(self) -> None:
-        """Has this device evaluate as its limits say; once, at the first call.
+        """Has this device evaluate as its limits say; at the first call, and after a change.
 
         Raises:
             ImportError: this is the software device, and the emulator is not there.

@@ -22,6 +22,8 @@ _UNITS |= {prefix + "iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 MOST_KEYS = 2**31 - 1  # lengths are 32-bit integers in MLX
 MOST_THREADS = 1024
 MOST_MILLISECONDS = 60_000
+LEAST_LIMIT = 16 << 20  # bytes that the temporaries of a call may always take
+LIMIT_STEPS = 8
 DEVICE = "MLX_SDPA_EXT_DEVICE"
 DISPATCH_MS = "MLX_SDPA_EXT_DISPATCH_MS"
 SOFTWARE_METAL = "software-metal"
@@ -103,8 +105,10 @@ VARIABLES = (
     ),
     Variable(
         "MLX_SDPA_EXT_MEMORY_LIMIT",
-        "1/8 of the device's memory",
-        "What the temporaries of one call may take: bytes, or with a unit as in `512MiB`, `2GB`.",
+        "what the device can still give, less a margin",
+        "What the temporaries of one call may take: bytes, or with a unit as in `512MiB`, `2GB`. "
+        "If not set, it is read again as caches grow; the margin is half of what is free, or 1/8 "
+        "of the device's memory if that is more.",
         parse_bytes,
         "memory_limit",
     ),
@@ -229,8 +233,22 @@ def in_force() -> dict[str, str]:
     return {row.name: os.environ[row.name] for row in VARIABLES if row.name in os.environ}
 
 
+def less_margin(free: int, margin: int) -> int:
+    """What the temporaries of one call may take of `free` bytes.
+
+    Half of them, since MLX may hold the temporaries of two layers at once; and what leaves
+    `margin`. Rounded down, because routes are remembered by it: to one of LIMIT_STEPS steps from
+    one power of two to the next.
+    """
+    room = min(free // 2, free - margin)
+    if room <= LEAST_LIMIT:
+        return LEAST_LIMIT
+    step = max(1, (1 << (room.bit_length() - 1)) // LIMIT_STEPS)
+    return room // step * step
+
+
 def of(device: Device, chosen: Settings = NOTHING_SET) -> Limits:
-    """The limits of a device: its profile, with the settings on top. Pure."""
+    """The limits of a device while all its memory is free: its profile, and the settings. Pure."""
     # Who sets fused_min_keys wants fused kernels beyond, also where matmuls are faster.
     accelerated = device.neural_accelerators and chosen.fused_min_keys is None
     rows = profile(device.backend, device.arch, accelerated)
@@ -241,8 +259,11 @@ def of(device: Device, chosen: Settings = NOTHING_SET) -> Limits:
         fused_min_keys = int(known["fused_min_keys"])
     profile_ms = known.get("dispatch_ms", 0.0)
     dispatch_ms = (profile_ms and chosen.dispatch_ms) or profile_ms
+    margin, block = (int(device.memory * known[x]) for x in ("memory_margin", "block_fraction"))
     return Limits(
-        memory_limit=chosen.memory_limit or int(device.memory * known["memory_fraction"]),
+        memory_limit=chosen.memory_limit or less_margin(device.memory, margin),
+        memory_margin=margin,
+        block_bytes=0 if chosen.memory_limit else block,
         chunk_threshold=chosen.chunk_threshold or plain["chunk_threshold"],
         chunk_size=chosen.chunk_size or plain["chunk_size"],
         fused_min_keys=fused_min_keys,

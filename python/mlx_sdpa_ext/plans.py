@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _ext
+from .router import MATMUL_SPEED, matmul_flops
 from .words import Device, Limits, Problem, Route
 
 
@@ -39,8 +40,11 @@ def plan(problem: Problem, device: Device, limits: Limits, chunk_size: int = 0) 
 def planned(route: Route, problem: Problem, device: Device, limits: Limits) -> Route:
     """`route` with what the plan of our kernels says.
 
-    That is the kernel's name and its scratch memory, and on Metal how it is launched.
+    That is the kernel's name and its scratch memory, and on Metal how it is launched; there also
+    the matmuls of the unfused path.
     """
+    if route.path == "unfused" and device.backend == "metal":
+        return _in_matmuls(route, problem, limits)
     if route.provider != "ext" or route.path not in ("fused", "chunked"):
         return route
     found = plan(problem, device, limits, route.chunk_size)
@@ -59,6 +63,14 @@ def planned(route: Route, problem: Problem, device: Device, limits: Limits) -> R
         dispatch_flops=int(longest),
         dispatch_ms=estimated_ms(longest, limits),
     )
+
+
+def _in_matmuls(route: Route, problem: Problem, limits: Limits) -> Route:
+    rows = route.block_rows or problem.Lq
+    blocks = -(-problem.Lq // rows) if rows else 0
+    longest = matmul_flops(problem, rows)
+    ms = estimated_ms(longest, limits) / MATMUL_SPEED
+    return route._replace(dispatches=2 * blocks, dispatch_flops=longest, dispatch_ms=ms)
 
 
 def estimated_ms(flops: float, limits: Limits) -> float:

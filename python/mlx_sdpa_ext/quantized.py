@@ -20,7 +20,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from . import _ext
-from .router import FEW_ROWS, block_rows, flops, unfused_bytes
+from .router import FEW_ROWS, MATMUL_SPEED, block_rows, flops, matmul_flops, unfused_bytes
 from .words import ITEMSIZE, Device, Limits, Problem, Route
 
 # Elements of K and V in one block. Large enough that carrying (O, lse) costs little beside the
@@ -122,7 +122,10 @@ def route(problem: Problem, device: Device, limits: Limits, failed: str | None =
     )
     why = f"{failed} of this package failed here; " if failed else ""
     scores = 2 * rows * problem.Lk * ITEMSIZE[problem.dtype]  # before and after the softmax
-    fits = scores <= limits.memory_limit and problem.softcap is None
+    # Each of mlx-lm's matmuls is one dispatch, however long.
+    most_flops = MATMUL_SPEED * limits.dispatch_flops
+    short = not most_flops or matmul_flops(problem, problem.Lq) <= most_flops
+    fits = scores <= limits.memory_limit and short and problem.softcap is None
     if fits and (not fused or _packed_is_faster(problem, device, limits)):
         return answer._replace(
             path="stock",
@@ -137,7 +140,7 @@ def route(problem: Problem, device: Device, limits: Limits, failed: str | None =
         return answer
     fixed = block_bytes + 2 * carry_bytes  # the merge has both parts and their sum
     one_block = problem._replace(Lk=block, want_lse=True)
-    rows_at_once = block_rows(one_block, limits.memory_limit - fixed)
+    rows_at_once = block_rows(one_block, limits.block_limit - fixed)
     why = why or "no fused kernel for it here; "
     return answer._replace(
         reason=f"{why}stock operations on a block at a time",

@@ -64,7 +64,10 @@ def route(
         return _forced(problem, device, limits, _asked(path, force_fused), failed)
     tile = None if failed else _tile(problem, device)
     if limits.chunk_asked and tile and problem.Lk >= limits.chunk_threshold:
-        return _chunked(problem, tile, limits, "asked for by MLX_SDPA_CHUNK_THRESHOLD")
+        route = _chunked(problem, tile, limits, "asked for by MLX_SDPA_CHUNK_THRESHOLD")
+        if route.transient_bytes <= limits.memory_limit:
+            return route
+        return _fused(problem, tile, f"{route.reason}; {CARRY_EXCEEDS}")
     cannot = inexpressible(problem)
     stock = None if cannot else stock_route(problem, device)
     if stock and stock.bounded and not (tile and _beats_stock(problem, limits)):
@@ -93,6 +96,7 @@ def route(
 
 BEATS_STOCK = "the fused kernel of this package is the faster one here"
 EXCEEDED = "the unfused scores exceed the memory limit"
+CARRY_EXCEEDS = "what chunks carry on exceeds the memory limit, and one pass over the keys does not"
 BEYOND_MIN_KEYS = "beyond fused_min_keys a fused kernel bounds the memory"
 UNFUSED_FASTER = "the unfused path is faster at this head dim"
 SHORT = "each matmul short for the GPU watchdog"
@@ -129,7 +133,11 @@ def _beats_stock(p: Problem, limits: Limits) -> bool:
 def _weigh_stock(p: Problem, limits: Limits) -> tuple[bool, Reason]:
     """The same of a fused kernel that stock MLX has, but prefers not to use. It is one dispatch."""
     small = p.Lq <= FEW_ROWS or p.Lk <= limits.fused_min_keys
-    if max(p.D, p.Dv) > limits.unfused_dim or (small and unfused_bytes(p) <= limits.memory_limit):
+    if max(p.D, p.Dv) > limits.unfused_dim:
+        small, unfused = True, unfused_bytes(p, rows=1)  # in blocks of rows it is the faster path
+    else:
+        unfused = unfused_bytes(p)
+    if small and unfused <= limits.memory_limit:
         return False, UNFUSED_FASTER
     if limits.dispatch_flops and flops(p) > limits.dispatch_flops:
         return False, "its fused kernel might run into the GPU watchdog"
@@ -260,10 +268,12 @@ def _chunked(p: Problem, tile: Tile, limits: Limits, reason: Reason) -> Route:
 
 
 def _unfused(p: Problem, limits: Limits, reason: Reason) -> Route:
-    rows = block_rows(p, limits.memory_limit, limits.dispatch_flops)
+    fits = unfused_bytes(p) <= limits.memory_limit
+    room = limits.memory_limit if fits else limits.block_limit
+    rows = block_rows(p, room, limits.dispatch_flops)
     scores = unfused_bytes(p, rows)
-    shorter = rows < block_rows(p, limits.memory_limit)
-    if unfused_bytes(p) <= limits.memory_limit:
+    shorter = rows < block_rows(p, room)
+    if fits:
         fit = "the unfused scores fit the memory limit"
         fit += f", in blocks of query rows that keep {SHORT}" if shorter else ""
     elif scores <= limits.memory_limit:
@@ -321,10 +331,15 @@ def block_rows(p: Problem, memory_limit: int, dispatch_flops: int = 0) -> int:
     one_row = (unfused_bytes(p, most) - fixed) // max(most, 1)
     rows = max(1, min(most, (memory_limit - fixed) // max(one_row, 1)))
     if dispatch_flops:
-        one_row = 2 * p.B * p.Hq * p.Lk * max(p.D, p.Dv)
-        rows = max(1, min(rows, MATMUL_SPEED * dispatch_flops // max(one_row, 1)))
+        one_row = max(matmul_flops(p, 1), 1)
+        rows = max(1, min(rows, MATMUL_SPEED * dispatch_flops // one_row))
     blocks = -(-p.Lq // rows)
     return -(-p.Lq // blocks) if blocks else 1  # blocks of equal size
+
+
+def matmul_flops(p: Problem, rows: int) -> int:
+    """Operations of the larger matmul of a block of `rows` of the unfused path: one dispatch."""
+    return 2 * p.B * p.Hq * rows * p.Lk * max(p.D, p.Dv)
 
 
 def flops(p: Problem) -> int:

@@ -156,6 +156,8 @@ class Limits(NamedTuple):
     """What bounds the choice on one device: its profile with the user's environment on top."""
 
     memory_limit: int  # bytes that the temporaries of one call may take
+    memory_margin: int = 0  # bytes that they leave free; attention.py sets memory_limit by it
+    block_bytes: int = 0  # of memory_limit, for a block of the unfused path; 0 = all of it
     chunk_threshold: int = 65536  # keys from which `chunked` is considered
     chunk_size: int = 32768  # keys of one chunk
     fused_min_keys: int = 16384  # see `unfused_dim`
@@ -172,6 +174,11 @@ class Limits(NamedTuple):
     # Whether our fused kernel is faster than one of stock's that serves the call too.
     decode_over_stock: bool = False
     prefill_over_stock: bool = False
+
+    @property
+    def block_limit(self) -> int:
+        """Bytes of one block of the unfused path, where its scores do not fit the limit at once."""
+        return min(self.memory_limit, self.block_bytes or self.memory_limit)
 
 
 class Route(NamedTuple):
@@ -191,11 +198,11 @@ class Route(NamedTuple):
     chunk_size: int = 0  # keys of one part; 0 = not split
     block_rows: int = 0  # `unfused`: query rows of one block; 0 = all at once
     forces_stock: bool = False  # stock MLX is told force_fused=True
-    # Of kernels of ours on Metal, where `explain` is asked:
+    # On Metal, where `explain` is asked; of the unfused path the last three, of its matmuls:
     threads: int = 0  # of one threadgroup
     threadgroup_bytes: int = 0  # of its memory
     splits: int = 1  # parts of the keys that are attended at once and merged
-    dispatches: int = 0  # kernel launches, merges included
+    dispatches: int = 0  # kernel launches, merges included; matmuls of the unfused path
     dispatch_flops: int = 0  # work of the longest of them
     dispatch_ms: float = 0.0  # what it takes, estimated by the device's class
 

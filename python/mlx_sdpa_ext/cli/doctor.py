@@ -149,8 +149,8 @@ def _look_at_device(found: Findings) -> bool:
         found.notes.append(SOFTWARE)
     if device.backend == "metal":
         found.notes.append(WATCHDOG.format(bound=limits.DISPATCH_MS))
-    bounds = limits.of(device, limits.settings())
-    found.limits = bounds._asdict()
+    bounds, follows = machine.bounds(device)
+    found.limits = {**bounds._asdict(), "memory_limit_follows": follows}
     for d, dv in HEAD_DIMS:
         row: dict[str, Any] = {"head_dim": d, "v_head_dim": dv}
         for dtype in DTYPES:
@@ -343,7 +343,7 @@ def _sections(found: Findings) -> list[tuple[str, list[tuple]]]:
                      f"{device['cpu_threads']} threads"),
                     *_kernel_cache_row(device),
                     ("memory limit", f"{bytes_text(bounds['memory_limit'])} for the temporaries of "
-                     "one call"),
+                     f"one call, {bounds['memory_limit_follows']}"),
                     *((f"backend {name}", text) for name, text in found.backends.items()),
                 ],
             )

@@ -47,12 +47,13 @@ class Where:
 
 def explain(call: Call, where: Where, as_json: bool) -> None:
     """Prints the route; ends with one message and exit code 2 when it is asked wrongly."""
-    from .. import limits, plans, router
+    from .. import plans, router
+    from . import machine
 
     try:
         problem = _problem(call)
         device = _device(where)
-        bounds = limits.of(device, limits.settings())
+        bounds, limited = machine.bounds(device)
         route = router.route(problem, device, bounds, call.path)
         route = plans.planned(route, problem, device, bounds)
     except (ValueError, TypeError) as error:
@@ -68,7 +69,7 @@ def explain(call: Call, where: Where, as_json: bool) -> None:
             }
         )
     else:
-        _print(problem, device, bounds, route)
+        _print(problem, device, bounds, limited, route)
 
 
 def _problem(call: Call) -> Any:
@@ -152,7 +153,7 @@ def _device(where: Where) -> Any:
     return device._replace(**{name: value for name, value in changed.items() if value is not None})
 
 
-def _print(problem: Any, device: Any, bounds: Any, route: Any) -> None:
+def _print(problem: Any, device: Any, bounds: Any, limited: str, route: Any) -> None:
     from ..router import unfused_bytes
 
     p = problem
@@ -186,7 +187,7 @@ def _print(problem: Any, device: Any, bounds: Any, route: Any) -> None:
         "reason": route.reason,
         "memory": f"{_transient(route)} above inputs and output "
         f"(all scores at once: {bytes_text(unfused_bytes(p))}; "
-        f"limit: {bytes_text(bounds.memory_limit)})",
+        f"limit: {bytes_text(bounds.memory_limit)}, {limited})",
         "work": f"{route.flops / 1e9:,.4g} GFLOP",
     }
     if route.chunk_size:
@@ -213,13 +214,15 @@ def _launch(problem: Any, route: Any, device: Any, bounds: Any) -> dict[str, str
     if device.backend != "metal":
         return {}
     if route.dispatches:
-        rows = {
-            "threadgroup": f"{route.threads} threads, {bytes_text(route.threadgroup_bytes)} of its "
-            "memory"
-        }
+        rows = {}
+        if route.threads:
+            rows["threadgroup"] = (
+                f"{route.threads} threads, {bytes_text(route.threadgroup_bytes)} of its memory"
+            )
         if route.splits > 1:
             rows["splits"] = f"{route.splits} parts of the keys at once, then merged"
         of = "1" if route.dispatches == 1 else f"{route.dispatches:,}, the longest"
+        of = of if route.threads else f"{route.dispatches:,} matmuls, the longest"
         rows["dispatches"] = (
             f"{of} of {route.dispatch_flops / 1e9:,.4g} GFLOP, about {route.dispatch_ms:,.3g} ms "
             f"(at most {bounds.dispatch_ms:g} ms, by estimate)"

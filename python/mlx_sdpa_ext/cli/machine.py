@@ -7,6 +7,7 @@ import platform
 import subprocess
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -84,3 +85,21 @@ def device() -> dict[str, object]:
         "neural_accelerators": here.neural_accelerators,
         "cpu_threads": limits.settings().cpu_threads or _ext.cpu()["threads"],
     }
+
+
+def bounds(device: Any) -> tuple[Any, str]:
+    """The Limits of a Device, and what its memory limit follows from.
+
+    Those in force where it is a device of this machine; else as if all its memory were free.
+    """
+    import mlx.core as mx
+
+    from .. import attention, limits
+    from ..device import current
+
+    found, follows = limits.of(device, limits.settings()), "if all of its memory is free"
+    for stream in (None, mx.cpu):
+        if current(stream) == device:
+            found, follows = attention.place_of(stream).limits, "by what is free now"
+            break
+    return found, "as set" if limits.settings().memory_limit else follows
