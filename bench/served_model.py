@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 VOCAB = 256
+FIRST_WORD = 32  # of the prompts of clients; server.py has those from 2 on for itself
 WINDOW = 64  # keys of the sliding windows
 EXPECTED = "SERVED_ATTENTION_CALLS"  # the variable that names the file of that count
 COUNTING = f"""

@@ -75,7 +75,7 @@ class Server:
         batches that they were in: they are driven out by prompts of one word.
         """
         for i in range(2 * CACHED_PROMPTS):
-            self.post({"prompt": f"w{2 + i}", "max_tokens": 1})
+            self.post({"prompt": f"w{3 + i}", "max_tokens": 1})
         deadline = time.monotonic() + SETTLE_SECONDS
         found = self._now()
         while time.monotonic() < deadline:
