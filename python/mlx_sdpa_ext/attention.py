@@ -284,6 +284,7 @@ class _Place:
         self.device = device
         self._chosen = chosen
         self._headroom = None if chosen.memory_limit else Headroom(device)
+        self._free = 0  # as it was when the limit was last asked for
         self.limits = settings.of(device, chosen)
         self.gate = Gate(device, self.limits) if device.backend != "cpu" and device.tiles else None
         self.routes: dict[tuple[Any, ...], Route] = {}
@@ -292,7 +293,11 @@ class _Place:
         """Takes note of the memory that there is now, unless the user has set the limit."""
         if self._headroom is None:
             return
-        room = settings.less_margin(self._headroom.now(), self.limits.memory_margin)
+        free = self._headroom.now()
+        if abs(free - self._free) * FINER < self.limits.memory_limit:
+            return
+        self._free = free
+        room = settings.less_margin(free, self.limits.memory_margin)
         if room != self.limits.memory_limit:
             self.limits = self.limits._replace(memory_limit=room)
             if self.gate:
@@ -344,6 +349,7 @@ class _Place:
 
 
 ROUTES_KEPT = 256
+FINER = 64  # changes of what is free below this part of the limit are not looked at
 _announced: set[str] = set()
 
 
