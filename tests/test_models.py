@@ -13,8 +13,10 @@ import mlx.core as mx
 import mlx_sdpa_ext
 import numpy as np
 import pytest
-from mlx_lm.generate import generate_step
+from mlx.utils import tree_map
+from mlx_lm.generate import generate_step, speculative_generate_step
 from mlx_lm.models.cache import QuantizedKVCache
+from mlx_sdpa_ext import limits, router
 from tiny_models import FAMILIES, VOCAB, make, make_cache, quantize
 
 PROMPT = 150
@@ -238,3 +240,31 @@ def test_generate_step(kv_bits, rng):
     passes = -(-(len(tokens) - 1) // PREFILL_STEP) + 1 + len(stock)
     assert stats.calls == FAMILIES["llama"].attention_layers * passes
     assert stats.fallbacks == 0
+
+
+@pytest.mark.parametrize("drafted", [8, 31, 47])
+def test_drafts_are_verified_at_once(drafted, rng, monkeypatch):
+    """9 to 48 query rows: mlx-lm's speculative loop says what its plain one says."""
+    model, tokens = make("llama"), prompt(rng)[0]
+    draft = make("llama")
+    draft.update(tree_map(lambda weight: weight * 1.001, draft.parameters()))
+    plain = list(generate_step(mx.array(tokens), model, max_tokens=60))
+    rows, route = set(), router.route
+
+    def recorded(problem, *arguments, **options):
+        rows.add(problem.Lq)
+        return route(problem, *arguments, **options)
+
+    monkeypatch.setattr(router, "route", recorded)
+    limits.refresh()  # forgets the routes that it knows
+    with mlx_sdpa_ext.patched():
+        steps = speculative_generate_step(
+            mx.array(tokens), model, draft, num_draft_tokens=drafted, max_tokens=60
+        )
+        chosen, _, from_draft = zip(*steps, strict=True)
+        assert mlx_sdpa_ext.stats().fallbacks == 0
+    assert drafted + 1 in rows
+    assert sum(from_draft) > 20
+    unclear = margin(np.stack([np.array(row) for _, row in plain])) < 2 * ATOL
+    clear = unclear.argmax() if unclear.any() else len(plain)
+    assert list(chosen[:clear]) == [token for token, _ in plain[:clear]]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import command_line
 import pytest
+import serving_table
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))
@@ -64,6 +65,10 @@ def test_each_fault_is_seen(result):
     changed = copy.deepcopy(result)
     changed["ours"]["stats"]["routes"].pop()
     assert soak.faults(changed) == ["stats() does not add up"]
+
+
+def test_the_table_is_up_to_date(capsys):
+    assert serving_table.main(["--check"]) == 0, capsys.readouterr().out
 
 
 def side(*answers):

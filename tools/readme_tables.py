@@ -100,7 +100,7 @@ def speed() -> str:
             time = f"{taken:.3g}" if taken < 1000 else f"{taken:,.0f}"
             cells.append(f"{time} ms, {rate:.{0 if rate >= 10 else 1}f} GFLOP/s")
         rows.append(f"| {' | '.join(cells)} | {result['speedup']:.0f}x |")
-    return "\n".join([*rows, "", f"Medians; work counts visible scores only. {_where(record)}"])
+    return "\n".join([*rows, "", f"Medians; work counts visible scores only. {where(record)}"])
 
 
 def memory() -> str:
@@ -112,10 +112,10 @@ def memory() -> str:
         name = result["path"] + (f", limit {limit >> 20} MiB" if limit else "")
         rows.append(f"| {name} | {result['added_mib']:.1f} MiB | {result['seconds']:.0f} s |")
     call = "H16/2, 2048 queries on 32768 keys, D 256, causal, float32."
-    return "\n".join([*rows, "", f"{call} {_where(record)}"])
+    return "\n".join([*rows, "", f"{call} {where(record)}"])
 
 
-def _where(record: dict) -> str:
+def where(record: dict) -> str:
     at = record["environment"]
     cpu = f"{at['device']}, {at['threads']} cores, {at['isa']}"
     return f"{cpu}; MLX {at['mlx']}; {at['date']}, commit {at['commit']}."
