@@ -123,11 +123,11 @@ def test_a_kernel_that_does_not_run_is_a_problem(capsys, monkeypatch):
     code, output, _ = call_in_process(capsys, "doctor", "--json")
     assert code == 1
     assert "RuntimeError: no such kernel" in json.loads(output)["problems"][0]["what"]
-    monkeypatch.setattr(doctor, "_kernel_difference", lambda: float("nan"))
+    monkeypatch.setattr(doctor, "_kernel_difference", lambda: (float("nan"), 1e-4))
     code, output, _ = call_in_process(capsys, "doctor", "--json")
     assert code == 1
     assert "differs from the unfused path by nan" in json.loads(output)["problems"][0]["what"]
-    monkeypatch.setattr(doctor, "_kernel_difference", lambda: 9e-5)
+    monkeypatch.setattr(doctor, "_kernel_difference", lambda: (9e-5, 1e-4))
     code, output, _ = call_in_process(capsys, "doctor", "--json")
     assert code == 0
 
