@@ -143,7 +143,7 @@ class Device(NamedTuple):
 
 
 # Instruction sets that src/backends/cpu_isa.cpp is compiled for, and what MLX calls the machines.
-CPU_ARCHS = ("baseline", "avx2", "avx512", "neon", "x86_64", "arm64")
+CPU_ARCHS = ("baseline", "avx2", "avx512", "avx512bf16", "amx", "neon", "x86_64", "arm64")
 
 
 def has_neural_accelerators(arch: str) -> bool:

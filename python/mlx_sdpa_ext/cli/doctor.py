@@ -260,7 +260,7 @@ def _try_kernel(found: Findings) -> None:
 def _kernel_difference() -> tuple[float, float]:
     """From the unfused path on the CPU, whose float32 is exact, and what is too much.
 
-    In float32, or where no kernel takes it in float16, whose results are rounded to 2^-11 of up to 4.
+    In float32; or, where no kernel takes it, in float16, which rounds each result by 2^-11.
     """
     import mlx.core as mx
 
