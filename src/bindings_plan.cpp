@@ -137,7 +137,7 @@ nb::dict plan(int B, int Hq, int Hkv, int Lq, int Lk, int D, int Dv, const std::
   out["chunk_keys"] = p.chunk_keys;
   out["tasks"] = p.tasks;
   out["tile_bytes"] = p.tile_bytes;
-  out["scratch_bytes"] = p.partial_bytes + p.carry_bytes;
+  out["scratch_bytes"] = p.partial_bytes + p.carry_bytes + p.lse_bytes;
   if (on == sdpa::Backend::cpu) return out;
   out["wm"] = p.tile.wm;
   out["wd"] = p.tile.wd;

@@ -250,7 +250,8 @@ std::vector<array> fused_attention(const Arguments& x, float scale, const FusedO
   if (const auto no = unsupported(checked.problem, device_of(stream.device))) refuse(no->reason);
   auto [inputs, a] = lower(x, checked, scale, s);
   a.chunk_size = o.chunk_size;
-  a.want_lse = o.return_lse;
+  // The CPU's gradient kernel starts from it, and whether a gradient is traced cannot be asked of MLX.
+  a.want_lse = o.return_lse || (stream.device == mx::Device::cpu && !gpu_backend(stream.device));
   a.want_f32 = o.float32_out;
   a.q_offset = o.q_offset;
   if (o.carry) {
@@ -258,7 +259,9 @@ std::vector<array> fused_attention(const Arguments& x, float scale, const FusedO
     inputs.push_back(mx::contiguous(o.carry->first, false, s));
     inputs.push_back(mx::contiguous(o.carry->second, false, s));
   }
-  return Sdpa::make(std::move(inputs), a, stream);
+  std::vector<array> out = Sdpa::make(std::move(inputs), a, stream);
+  if (!o.return_lse) out.resize(1, out[0]);
+  return out;
 }
 
 std::vector<array> quantized_attention(const array& q, const Packed& k, const Packed& v,

@@ -157,13 +157,16 @@ std::variant<Plan, Unsupported> plan(const Problem& p, const Device& device) {
 
   const int64_t rows = int64_t(p.B) * p.Hq * p.Lq;
   const int64_t state = rows * (int64_t(p.Dv) + 1) * int64_t(sizeof(float));
+  if (device.backend == Backend::cpu && !p.want_lse) out.lse_bytes = rows * int64_t(sizeof(float));
   const bool gpu_merges = device.backend == Backend::cuda && (out.chunks > 1 || p.carry);
   out.merges = device.backend != Backend::cpu && (out.splits > 1 || gpu_merges);
   out.partial_bytes = out.splits > 1 || out.merges ? out.splits * state : 0;
   const bool O_in_place = p.dtype == DType::F32 || p.want_f32;
   if (out.chunks > 1) {
     // A CPU task and a merge on CUDA carry lse where it goes; Metal kernels take two arrays in turns.
-    const int lses = device.backend == Backend::metal ? std::min(out.chunks - 1, 2) : !p.want_lse;
+    const int lses = device.backend == Backend::metal  ? std::min(out.chunks - 1, 2)
+                     : device.backend == Backend::cuda ? !p.want_lse
+                                                       : 0;
     out.carry_bytes = rows * int64_t(sizeof(float)) * ((O_in_place ? 0 : p.Dv) + lses);
   }
   return out;

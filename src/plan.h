@@ -100,6 +100,7 @@ struct Plan {
   int64_t tile_bytes = 0;     // CPU: scratch for the tiles of all threads, at most
   int64_t partial_bytes = 0;  // scratch for the partial (O, lse) of the splits
   int64_t carry_bytes = 0;    // scratch for the running (O, lse) of the chunks
+  int64_t lse_bytes = 0;      // CPU: an lse that was not asked for; a gradient would start from it
 
   // GPU
   int threads = 0;                        // of a threadgroup

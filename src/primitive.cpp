@@ -7,7 +7,9 @@
 
 #include "src/backends/cpu.h"
 #include "src/backends/gpu.h"
+#include "src/backward.h"
 #include "src/launch.h"
+#include "src/transforms.h"
 #include "src/unfused.h"
 
 namespace sdpa {
@@ -15,98 +17,9 @@ namespace sdpa {
 namespace {
 
 using mx::array;
-using Arrays = std::vector<array>;
-using Graph = std::function<Arrays(const Arrays&)>;
 
-// The inputs with K and V as if they had never been quantized.
-Arrays dequantized(const Arrays& inputs, const Attributes& a, mx::Stream s) {
-  const size_t scales = inputs.size() - 4;
-  Arrays out(inputs.begin(), inputs.begin() + scales);
-  for (size_t i : {0, 1})
-    out[1 + i] = mx::dequantize(inputs[1 + i], inputs[scales + 2 * i], inputs[scales + 2 * i + 1],
-                                a.group_size, a.bits, "affine", std::nullopt, std::nullopt, s);
-  return out;
-}
-
-// What each primitive computes, on stock operations, for the transforms to run through.
-Graph graph_of(const Attributes& a, mx::Stream s) {
-  return [a, s](const Arrays& inputs) {
-    Arrays out = unfused(a.bits ? dequantized(inputs, a, s) : inputs, a, 0, /*exact_lse=*/true, s);
-    if (a.want_f32) out[0] = mx::astype(out[0], mx::float32, s);
-    if (!a.want_lse) out.pop_back();
-    return out;
-  };
-}
 Graph merge_graph(mx::Stream s) {
   return [s](const Arrays& in) { return merge_on_stock(in, s); };
-}
-
-// f with all arguments fixed but those in argnums.
-Graph with_fixed(const Graph& f, const Arrays& primals, const std::vector<int>& argnums) {
-  return [f, primals, argnums](const Arrays& free) {
-    Arrays all = primals;
-    for (size_t i = 0; i < argnums.size(); ++i) all[argnums[i]] = free[i];
-    return f(all);
-  };
-}
-
-bool differentiable(const array& x) { return mx::issubdtype(x.dtype(), mx::inexact); }
-
-Arrays vjp_through(const Graph& f, const Arrays& primals, const Arrays& cotangents,
-                   const std::vector<int>& argnums, mx::Stream s) {
-  std::vector<int> wanted;
-  Arrays free;
-  for (int i : argnums) {
-    if (!differentiable(primals[i])) continue;  // a bool mask
-    wanted.push_back(i);
-    free.push_back(primals[i]);
-  }
-  Arrays found;
-  if (!free.empty()) found = mx::vjp(with_fixed(f, primals, wanted), free, cotangents).second;
-  Arrays out;
-  size_t next = 0;
-  for (int i : argnums)
-    out.push_back(differentiable(primals[i]) ? found[next++] : mx::zeros_like(primals[i], s));
-  return out;
-}
-
-Arrays jvp_through(const Graph& f, const Arrays& primals, const Arrays& tangents,
-                   const std::vector<int>& argnums) {
-  std::vector<int> wanted;
-  Arrays free, directions;
-  for (size_t i = 0; i < argnums.size(); ++i) {
-    if (!differentiable(primals[argnums[i]])) continue;
-    wanted.push_back(argnums[i]);
-    free.push_back(primals[argnums[i]]);
-    directions.push_back(tangents[i]);
-  }
-  return mx::jvp(with_fixed(f, primals, wanted), free, directions).second;
-}
-
-// Number of mapped elements.
-int mapped_size(const Arrays& inputs, const std::vector<int>& axes) {
-  for (size_t i = 0; i < inputs.size(); ++i)
-    if (axes[i] >= 0) return inputs[i].shape(axes[i]);
-  throw std::invalid_argument("[Sdpa::vmap] no input is mapped");
-}
-
-// The mapped axis folded into the batch: [N, B, ...] -> [N * B, ...]. An input without it is broadcast, which costs
-// no copy at batch 1.
-array fold_into_batch(const array& x, int axis, int N, int B, mx::Stream s) {
-  array y = axis >= 0 ? mx::moveaxis(x, axis, 0, s) : mx::expand_dims(x, 0, s);
-  if (axis < 0 && y.shape(1) == 1 && B >= 1)
-    return mx::squeeze(y, 0, s);  // broadcast over N and B alike
-  mx::Shape shape = y.shape();
-  shape[0] = N;
-  if (shape[1] == 1) shape[1] = B;  // masks and sinks may be broadcast over the batch
-  return mx::flatten(mx::broadcast_to(y, std::move(shape), s), 0, 1, s);
-}
-
-std::pair<Arrays, std::vector<int>> unfold_batch(const Arrays& outputs, int N, int B,
-                                                 mx::Stream s) {
-  Arrays out;
-  for (const array& x : outputs) out.push_back(mx::unflatten(x, 0, {N, B}, s));
-  return {out, std::vector<int>(out.size(), 0)};
 }
 
 [[noreturn]] void no_gpu(const char* name, mx::Primitive& p) {
@@ -151,30 +64,23 @@ bool Sdpa::is_equivalent(const Primitive& other) const {
 }
 
 Arrays Sdpa::vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
-                 const Arrays&) {
-  return vjp_through(graph_of(attributes_, stream()), primals, cotangents, argnums, stream());
+                 const Arrays& outputs) {
+  if (SdpaBackward::serves(primals, attributes_, argnums, stream()))
+    return SdpaBackward::gradients(primals, cotangents, argnums, outputs, attributes_, stream());
+  return vjp_through(attention_graph(attributes_, stream()), primals, cotangents, argnums,
+                     stream());
 }
 
 Arrays Sdpa::jvp(const Arrays& primals, const Arrays& tangents, const std::vector<int>& argnums) {
-  return jvp_through(graph_of(attributes_, stream()), primals, tangents, argnums);
+  return jvp_through(attention_graph(attributes_, stream()), primals, tangents, argnums);
 }
 
 std::pair<Arrays, std::vector<int>> Sdpa::vmap(const Arrays& inputs, const std::vector<int>& axes) {
   const int N = mapped_size(inputs, axes), B = inputs[0].shape(axes[0] == 0 ? 1 : 0);
   const mx::Stream s = stream();
-  Arrays folded;
-  const size_t sinks = 3 + attributes_.has_mask;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    const bool may_broadcast = i >= 3 && i < sinks + attributes_.has_sinks;
-    array x = fold_into_batch(inputs[i], axes[i], N, may_broadcast ? B : 1, s);
-    if (!may_broadcast && x.shape(0) != N * B) {
-      mx::Shape shape = x.shape();
-      shape[0] = N * B;
-      x = mx::broadcast_to(x, std::move(shape), s);
-    }
-    if (i >= sinks + attributes_.has_sinks) x = mx::contiguous(x, false, s);  // the carry
-    folded.push_back(x);
-  }
+  const size_t carry = 3 + attributes_.has_mask + attributes_.has_sinks;
+  Arrays folded = fold_all(inputs, axes, N, B, int(carry), s);
+  for (size_t i = carry; i < folded.size(); ++i) folded[i] = mx::contiguous(folded[i], false, s);
   return unfold_batch(make(std::move(folded), attributes_, s), N, B, s);
 }
 

@@ -66,7 +66,7 @@ def test_scratch_does_not_grow_with_the_keys(dtype, problem, cpu):
         assert plan["splits"] <= max(1, -(-2 * cpu[1] // units))
         assert plan["scratch_bytes"] <= (plan["splits"] + 1) * state
         if plan["splits"] == 1 and plan["chunks"] == 1:
-            assert plan["scratch_bytes"] == 0
+            assert plan["scratch_bytes"] == 4 * B * Hq * Lq  # lse, for a gradient
 
 
 def test_keys_are_split_only_where_threads_would_idle():

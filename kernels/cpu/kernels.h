@@ -44,6 +44,8 @@ struct MergeTask {
   float* out_lse;  // [rows], or null
 };
 
+struct BackwardKernels;
+
 struct Kernels {
   const char* isa;
   // Bytes of scratch that one thread needs for tiles of bq rows and bk keys.
@@ -52,6 +54,7 @@ struct Kernels {
   void (*prefill)(const Params&, const Operands&, const Task&, void* scratch);
   void (*decode)(const Params&, const Operands&, const Task&, void* scratch);
   void (*merge)(const MergeTask&);
+  const BackwardKernels* backward;  // backward_task.h
 };
 
 }  // namespace sdpa::cpu

@@ -17,7 +17,7 @@
 namespace sdpa::cpu::SDPA_ISA {
 
 // A leading dimension of n values: an odd number of cache lines, so that rows of a strip do not share cache sets.
-template <typename E>
+template <typename E = float>
 SDPA_INLINE int leading(int n) {
   constexpr int kLine = 64 / sizeof(E);
   return ((n + kLine - 1) / kLine | 1) * kLine;

@@ -4,12 +4,10 @@
 #include <memory>
 #include <stdexcept>
 
-#include <mlx/allocator.h>
-#include <mlx/backend/cpu/encoder.h>
-
 #include "kernels/cpu/kernels.h"
 #include "src/backends/cpu_device.h"
 #include "src/backends/cpu_pool.h"
+#include "src/backends/cpu_scratch.h"
 #include "src/launch.h"
 
 namespace sdpa::cpu {
@@ -17,18 +15,6 @@ namespace sdpa::cpu {
 namespace {
 
 using mx::array;
-
-// Scratch from MLX's allocator, so that its memory figures include it.
-template <typename T>
-T* scratch(int64_t bytes, mx::cpu::CommandEncoder& encoder) {
-  constexpr size_t kAlign = 64;
-  array block({int(std::max<int64_t>((bytes + kAlign - 1) / kAlign + 1, 1)), int(kAlign / 4)},
-              mx::uint32, nullptr, {});
-  block.set_data(mx::allocator::malloc(block.nbytes()));
-  encoder.add_temporary(block);
-  auto address = reinterpret_cast<uintptr_t>(block.data<uint32_t>());
-  return reinterpret_cast<T*>((address + kAlign - 1) / kAlign * kAlign);
-}
 
 // One evaluation, complete with its memory: what runs on the stream's thread.
 struct Launch {

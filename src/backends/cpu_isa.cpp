@@ -1,4 +1,6 @@
 // Compiled once per instruction set, with -DSDPA_ISA=<name> and that instruction set's flags.
+#include "kernels/cpu/backward.h"
+#include "kernels/cpu/backward_rows.h"
 #include "kernels/cpu/decode.h"
 #include "kernels/cpu/merge.h"
 #include "kernels/cpu/prefill.h"
@@ -8,6 +10,15 @@
 
 namespace sdpa::cpu::SDPA_ISA {
 
+static const BackwardKernels backward_kernels{
+    .sum_leading = leading<float>,
+    .scratch = backward_scratch,
+    .rows = backward_rows,
+    .tile = backward_tile,
+    .sink = backward_sink,
+    .store = backward_store,
+};
+
 extern const Kernels kernels;
 const Kernels kernels{
     .isa = SDPA_NAME(SDPA_ISA),
@@ -16,6 +27,7 @@ const Kernels kernels{
     .prefill = prefill,
     .decode = decode,
     .merge = merge,
+    .backward = &backward_kernels,
 };
 
 }  // namespace sdpa::cpu::SDPA_ISA
