@@ -2,6 +2,7 @@
 
 python bench/run.py cpu           speed: four to five minutes on two cores, most of them stock's
 python bench/run.py cpu-memory    peak memory by path: some minutes more (stock's matmul is slow)
+python bench/run.py training      gradients by length, time and memory: a minute or two of stock's
 python bench/run.py metal         speed on a Mac's GPU
 python bench/run.py cuda          speed, memory and ceilings on an NVIDIA GPU: about four minutes;
                                   --torch PYTHON sets PyTorch of that environment beside
@@ -25,6 +26,7 @@ import metal
 import mlx.core as mx
 import models
 import soak
+import training
 from measure import environment
 from rich.console import Console
 from rich.table import Table
@@ -66,6 +68,9 @@ SUITES = {
         "cpu",
         ("path", "shape", "added", "time", ""),
         memory_row,
+    ),
+    "training": Suite(
+        lambda options: training.gradients(options.quick), "cpu", training.TITLES, training.row
     ),
     "metal": Suite(lambda options: metal.speed(options.quick), "metal"),
     "cuda": Suite(

@@ -15,6 +15,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))
 
 import metal  # noqa: E402
+import training  # noqa: E402
 
 
 def test_the_metal_suite_with_the_cpu_in_the_place_of_the_gpu():
@@ -24,6 +25,16 @@ def test_the_metal_suite_with_the_cpu_in_the_place_of_the_gpu():
         assert result["path"] == "fused"
         assert result["kernel"].startswith("sdpa_")
         assert result["speedup"] > 0
+
+
+def test_the_training_suite():
+    """Every length has both sides, and its row can be shown."""
+    found = list(training.gradients(quick=True))
+    assert [result["q"][2] for result in found] == [256, 512]
+    for result in found:
+        assert result["ours"]["added_bytes"] > 0
+        assert result["stock"]["added_bytes"] > 4 * 2 * result["q"][2] ** 2  # the scores
+        assert len(training.row(result)) == len(training.TITLES)
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="there is a GPU")

@@ -115,6 +115,29 @@ def memory() -> str:
     return "\n".join([*rows, "", f"{call} {where(record)}"])
 
 
+def training() -> str:
+    """bench/results/training.json: the backward pass by length, ours and stock's in one run."""
+    record = json.loads((RESULTS / "training.json").read_text(encoding="utf-8"))
+    rows = ["| rows and keys | ours | adds | stock | adds | ratio |", "|---|---|---|---|---|---|"]
+    for result in record["results"]:
+        cells = [str(result["q"][2])]
+        for who in ("ours", "stock"):
+            taken, added = result[who]["backward_s"] * 1e3, result[who]["added_bytes"] / 2**20
+            time = f"{taken:.3g}" if taken < 1000 else f"{taken:,.0f}"
+            cells += [f"{time} ms", f"{added:,.1f} MiB"]
+        ratio = result["stock"]["backward_s"] / result["ours"]["backward_s"]
+        rows.append(f"| {' | '.join(cells)} | {ratio:.0f}x |")
+    note = (
+        "Time of the backward pass: both passes less the forward pass, medians of "
+        "{ours[repeats]} runs (stock: of {stock[repeats]}). Memory: the peak of both passes above "
+        "inputs and results."
+    ).format(**record["results"][0])
+    heads, D = record["results"][0]["q"][1], record["results"][0]["q"][3]
+    return "\n".join(
+        [*rows, "", f"H{heads}/{heads}, D {D}, causal, float32. {note} {where(record)}"]
+    )
+
+
 def where(record: dict) -> str:
     at = record["environment"]
     cpu = f"{at['device']}, {at['threads']} cores, {at['isa']}"
@@ -127,6 +150,7 @@ TABLES = {
     "environment": environment,
     "speed": speed,
     "memory": memory,
+    "training": training,
     "cuda": lambda: cuda_tables.cuda(RESULTS, ROOT / "docs"),
     "models": lambda: cuda_tables.models(RESULTS),
 }
