@@ -48,9 +48,11 @@ def scaled_dot_product_attention(
     """`softmax(scale * q @ k^T) @ v`; takes what `mx.fast.scaled_dot_product_attention` takes.
 
     The result has the dtype that q, k and v promote to; sums are in float32. A query that sees no
-    key gets 0, with lse -inf. Gradients, vmap and compile work as with any MLX function; as with
-    stock's causal attention, under `mx.compile(shapeless=True)` the unfused path and gradients keep
-    the lengths that they were traced with.
+    key gets 0, with lse -inf. Gradients, vmap and compile work as with any MLX function. Fused
+    calls on the CPU have gradients in memory that is linear in the length; those on GPUs, of an
+    additive mask and of second order run through stock operations with all scores. As with stock's
+    causal attention, under `mx.compile(shapeless=True)` these and the unfused path keep the lengths
+    that they were traced with.
 
     Args:
         q: queries [B, Hq, Lq, D], of a floating dtype.
