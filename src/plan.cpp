@@ -14,12 +14,12 @@ constexpr int kMinSplitKeys = 256;
 // Tasks a thread, so that threads end together although causal tiles differ in work.
 constexpr int kTasksPerThread = 2;
 
-// Floats of one thread's tiles: Q, S, O, for prefill also K and V, and strided rows on their way into one. Dimensions
+// Floats of one thread's tiles: Q, S, O and a copy of strided rows, for prefill also K and V. Dimensions
 // are padded to the widest vector and micro-tile: no instruction set needs more.
 int64_t tile_floats(const Tile& tile, const Problem& p) {
   constexpr int64_t kPad = 32;
   const int64_t keys = tile.bk + kPad, D = p.D + kPad, Dv = p.Dv + kPad;
-  if (tile.kernel == Kernel::decode) return tile.bq * (D + Dv + keys) + 8 * std::max(D, Dv);
+  if (tile.kernel == Kernel::decode) return tile.bq * (D + Dv + keys) + tile.bk * std::max(D, Dv);
   return (tile.bq + kPad) * (D + Dv + keys) + keys * (D + Dv) + 16 * std::max(D, Dv);
 }
 

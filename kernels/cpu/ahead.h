@@ -1,0 +1,77 @@
+// Fetches K and V into L1 ahead of a decode kernel, in the order of memory.
+//
+// A core that is to read at the speed of memory has to ask for one line after the other: hardware prefetchers follow
+// that, and lose track where a kernel reads 2 rows in turns (40 and 24 GB/s, two cores of a Zen 5). So the kernel asks
+// here for as many lines as it reads, kAhead in front of where it is; what it reads it finds in L1, in any order.
+#pragma once
+
+#include "kernels/cpu/simd.h"
+
+namespace sdpa::cpu::SDPA_ISA {
+
+constexpr int kLine = 64;         // bytes of a cache line, or half of one
+constexpr int kAhead = 12 << 10;  // bytes; L1 has to hold twice that, and the rows of Q or O
+
+// Rows of K or V, in bytes: row j at `at + j * step`.
+struct Lane {
+  const char* at;
+  int64_t step, row;
+};
+
+// Lines to fetch, one after the other.
+struct Lines {
+  const char* at;
+  int64_t step;  // 0: there is nothing to fetch, and the line at `at` is there already
+
+  template <int N>
+  SDPA_INLINE void fetch() {
+#pragma GCC unroll 32
+    for (int i = 0; i < N; ++i) {
+      __builtin_prefetch(at, 0, 3);
+      at += step;
+    }
+  }
+};
+
+class Ahead {
+ public:
+  // Tiles of bk keys up to key `end`, of each K and then V.
+  Ahead(Lane K, Lane V, int bk, int end) : lanes_{K, V}, bk_(bk), end_(end) {}
+
+  // To the tile that starts at `key`, of which nothing is in the caches.
+  void start(int key) {
+    key_ = key;
+    row_ = turn_ = 0;
+    for (int64_t got = 0; got < kAhead; got += lanes_[0].row) fetch_row();
+  }
+
+  // The kernel is about to read n keys: what it is to fetch meanwhile.
+  __attribute__((noinline)) Lines next(int n) {
+    const Lane& lane = lanes_[turn_];
+    const Lines all{here(), kLine};
+    const bool one_piece = lane.step == lane.row && key_ < end_;
+    for (int j = 0; j < n; ++j) one_piece ? skip_row() : fetch_row();
+    return one_piece ? all : Lines{lane.at, 0};
+  }
+
+ private:
+  const char* here() const { return lanes_[turn_].at + int64_t(key_ + row_) * lanes_[turn_].step; }
+  void fetch_row() {
+    if (key_ >= end_) return;
+    for (int64_t b = 0; b < lanes_[turn_].row; b += kLine) __builtin_prefetch(here() + b, 0, 3);
+    skip_row();
+  }
+  void skip_row() {
+    ++row_;
+    if (row_ < bk_ && key_ + row_ < end_) return;
+    row_ = 0;
+    turn_ ^= 1;
+    if (turn_ == 0) key_ += bk_;
+  }
+
+  Lane lanes_[2];
+  int bk_, end_;
+  int key_ = 0, turn_ = 0, row_ = 0;  // the tile it is in, whether in its K or V, the row
+};
+
+}  // namespace sdpa::cpu::SDPA_ISA
