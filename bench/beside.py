@@ -1,6 +1,7 @@
 """A call of ours beside the same call of stock, in one run."""
 
 from functools import partial
+from itertools import cycle
 
 import mlx.core as mx
 from measure import seconds
@@ -18,13 +19,24 @@ def operands(Hq, Hkv, Lq, Lk, D, Dv, dtype):
     return arrays
 
 
-def beside_stock(name, arrays, mask, stock_repeats, ours_repeats, path="auto", warm_up=0) -> dict:
-    """One case on both; FLOPs count the visible scores only."""
+def beside_stock(
+    name, arrays, mask, stock_repeats, ours_repeats, path="auto", warm_up=0, sets=1
+) -> dict:
+    """One case on both; FLOPs count the visible scores only.
+
+    sets: of K and V that take turns for ours, so that none is found in a cache
+    """
     q, k, v = arrays
     call = {"scale": q.shape[-1] ** -0.5, "mask": mask}
     route = attention.explain(q, k, v, path=path, **call)
-    run = partial(attention.scaled_dot_product_attention, q, k, v, path=path, **call)
-    ours = seconds(run, ours_repeats)
+    copies = [(k, v), *((mx.array(k), mx.array(v)) for _ in range(sets - 1))]
+    mx.eval(copies)
+    turn = cycle(copies)
+
+    def run():
+        return attention.scaled_dot_product_attention(q, *next(turn), path=path, **call)
+
+    ours = seconds(run, ours_repeats, warm_up=sets)
     theirs = seconds(partial(stock, q, k, v, **call), stock_repeats, warm_up=warm_up)
     return {
         "case": name,

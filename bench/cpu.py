@@ -1,28 +1,107 @@
-"""CPU suites: speed beside stock, and memory beside stock."""
+"""CPU suites: speed beside stock and PyTorch, and memory beside stock."""
 
 import os
 from collections.abc import Iterator
 from functools import partial
 
+import ceilings
+import mlx.core as mx
 from beside import DTYPES, beside_stock, operands
-from measure import added_memory
+from measure import added_memory, seconds
 from mlx_sdpa_ext import attention, limits
+from torch_beside import Torch
+
+HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256), (512, 512))
+BACKENDS = ("flash", "math")  # PyTorch's on a CPU: the first has no head dims that differ
+GROWTH = (16384, 65536, 262144)
+LONG = (16, 256)  # rows and head dim of the calls whose keys grow
 
 
-def speed(quick: bool) -> Iterator[dict]:
-    """Causal prefill H8 2048 x 2048, decode H8/1 1 x 32768, a prefill step against a cache."""
-    length = 512 if quick else 2048
-    for D, Dv in [(64, 64), (128, 128), (192, 128), (256, 256), (512, 512)]:
+def speed(quick: bool, torch: str | None = None) -> Iterator[dict]:
+    """Causal prefill H8 2048 x 2048, decode H8/1 1 x 32768, a few rows, keys that grow.
+
+    torch: the Python of an environment with torch, or None
+    """
+    if torch is None:
+        yield {"case": "torch", "error": "not asked for: --torch PYTHON"}
+        yield from _speed(quick, None)
+        return
+    with Torch(torch, limit=300) as worker:
+        yield {"case": "torch"} | worker.about
+        yield from _speed(quick, worker if worker.gone is None else None)
+
+
+def _speed(quick: bool, torch: Torch | None) -> Iterator[dict]:
+    length, keys = (512, 4096) if quick else (2048, 32768)
+    if torch:
+        for dtype in DTYPES:
+            yield from _gemm(256 if quick else 1024, dtype, torch)
+    for D, Dv in HEAD_DIMS:
         for dtype in DTYPES:
             arrays = operands(8, 8, length, length, D, Dv, dtype)
-            yield beside_stock("prefill", arrays, "causal", 1, 7)
-    keys = 4096 if quick else 32768
+            result = beside_stock("prefill", arrays, "causal", 1, 9)
+            yield result | _torch(result, torch)
+    read = set()
     for D in (128, 256, 512):
         for dtype in DTYPES:
-            yield beside_stock("decode", operands(8, 1, 1, keys, D, D, dtype), None, 5, 15)
+            arrays = operands(8, 1, 1, keys, D, D, dtype)
+            nbytes = arrays[1].nbytes + arrays[2].nbytes
+            if nbytes not in read:
+                read.add(nbytes)
+                yield from ceilings.read(nbytes, ceilings.input_sets(nbytes), 9, torch)
+            result = beside_stock("decode", arrays, None, 3, 25, sets=ceilings.input_sets(nbytes))
+            yield result | _torch(result, torch)
     for rows in (4, 16, 48):
         arrays = operands(8, 1, rows, keys, 256, 256, "float32")
         yield beside_stock(f"{rows} rows", arrays, "causal", 1, 7)
+    yield from growth(quick)
+
+
+def _gemm(n: int, dtype: str, torch: Torch) -> Iterator[dict]:
+    """PyTorch's matmul of [n, n] by [n, n]; MLX's on Linux is that of the reference BLAS."""
+    side = torch.ask(what="gemm", n=n, dtype=dtype, repeats=5)
+    rate = {} if "error" in side else {"gflops": 2 * n**3 / side["median_s"] / 1e9}
+    yield {"case": "ceiling", "name": "gemm", "by": "torch", "n": n, "dtype": dtype} | side | rate
+
+
+def _torch(result: dict, torch: Torch | None) -> dict:
+    """The fastest of PyTorch's kernels that takes the call."""
+    if torch is None:
+        return {}
+    (_, Hq, Lq, D), (_, Hkv, Lk, _), Dv = result["q"], result["k"], result["v"][3]
+    shape = {"Hq": Hq, "Hkv": Hkv, "Lq": Lq, "Lk": Lk, "D": D, "Dv": Dv, "dtype": result["dtype"]}
+    for backend in BACKENDS:
+        call = {"causal": result["mask"] == "causal", "sets": 1, "repeats": 5}
+        side = torch.ask(what="attention", backend=backend, **shape, **call)
+        if "error" not in side:
+            side |= {"backend": backend, "gflops": result["flops"] / side["median_s"] / 1e9}
+            ratio = side["median_s"] / result["ours"]["median_s"]
+            return {"torch": side, "over_torch": ratio}
+    return {"torch": side}
+
+
+def growth(quick: bool) -> Iterator[dict]:
+    """Ours alone, on more and more keys: time by key, and memory."""
+    rows, D = LONG
+    for keys in (n // 64 if quick else n for n in GROWTH):
+        for Lq in (1, rows):
+            arrays = operands(8, 1, Lq, keys, D, D, "bfloat16")
+            mask = "causal" if Lq > 1 else None
+            call = partial(attention.scaled_dot_product_attention, scale=D**-0.5, mask=mask)
+            run = partial(call, *arrays)
+            taken = seconds(run, 7)
+            added, _ = added_memory(run, arrays)
+            yield {
+                "case": "growth",
+                "dtype": "bfloat16",
+                "q": arrays[0].shape,
+                "k": arrays[1].shape,
+                "v": arrays[2].shape,
+                "ours": taken,
+                "ns_by_key": taken["median_s"] / keys * 1e9,
+                "added_bytes": added,
+            }
+            mx.clear_cache()
 
 
 def memory(quick: bool) -> Iterator[dict]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
 # Told apart without colour too: by marker and by line.
 STYLES = {
     "ours": {"color": "#1f5fbf", "marker": "o", "lw": 2, "label": "mlx-sdpa-ext"},
@@ -131,22 +132,18 @@ def _label(axis: Any, name: str, across: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def main(draw: Callable[[dict, Path], None] = plot) -> None:
+def main(draw: Callable[[dict, Path], None] = plot, pattern: str = "cuda-*.json") -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("record", type=Path, nargs="?")
     parser.add_argument("picture", type=Path, nargs="?")
     options = parser.parse_args()
-    records = [options.record] if options.record else sorted(results("cuda"))
+    records = [options.record] if options.record else sorted(RESULTS.glob(pattern))
     for record in records:
         picture = options.picture or ROOT / "docs" / f"{record.stem}.png"
         draw(json.loads(record.read_text()), picture)
         print(f"wrote {picture}")
-
-
-def results(suite: str) -> list[Path]:
-    return list((ROOT / "bench" / "results").glob(f"{suite}-*.json"))
 
 
 if __name__ == "__main__":

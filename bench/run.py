@@ -1,6 +1,7 @@
 """Measure this package beside stock MLX on this machine, and write the result as JSON.
 
-python bench/run.py cpu           speed: four to five minutes on two cores, most of them stock's
+python bench/run.py cpu           speed: four to five minutes on two cores, most of them stock's;
+                                  --torch PYTHON sets PyTorch of that environment beside
 python bench/run.py cpu-memory    peak memory by path: some minutes more (stock's matmul is slow)
 python bench/run.py training      gradients by length, time and memory: a minute or two of stock's
 python bench/run.py metal         speed on a Mac's GPU
@@ -43,6 +44,26 @@ def speed_row(result: dict) -> list[str]:
     ]
 
 
+def cpu_row(result: dict) -> list[str]:
+    """The columns of one result of cpu."""
+    if result["case"] == "torch":
+        return ["torch", "", result.get("torch", result.get("error", "")), "", ""]
+    if result["case"] == "ceiling":
+        rate = "gflops" if result["name"] == "gemm" else "gb_per_s"
+        size = f"{result['n']}" if result["name"] == "gemm" else f"{result['bytes'] >> 20} MiB"
+        found = result.get("error") or f"{result[rate]:.0f} {rate}"
+        return [f"{result['name']} {result.get('dtype', '')}", size, found, result["by"], ""]
+    if result["case"] == "growth":
+        found = f"{result['ns_by_key']:.1f} ns a key, adds {result['added_bytes'] >> 10} KiB"
+        return [f"growth {result['dtype']}", shape(result), found, "", ""]
+    row = speed_row(result)
+    if "over_torch" in result:
+        side = result["torch"]
+        row[3] += f"  torch {side['gflops']:.0f} GFLOP/s"
+        row[4] += f"  {result['over_torch']:.2f}x"
+    return row
+
+
 def memory_row(result: dict) -> list[str]:
     added, taken = f"{result['added_mib']:.1f} MiB", f"{result['seconds']:.1f} s"
     return [result["path"], shape(result), added, taken, ""]
@@ -62,7 +83,12 @@ class Suite(NamedTuple):
 
 
 SUITES = {
-    "cpu": Suite(lambda options: cpu.speed(options.quick), "cpu"),
+    "cpu": Suite(
+        lambda options: cpu.speed(options.quick, options.torch),
+        "cpu",
+        ("case", "shape", "ours", "stock, PyTorch", "ratios"),
+        cpu_row,
+    ),
     "cpu-memory": Suite(
         lambda options: cpu.memory(options.quick),
         "cpu",
@@ -116,7 +142,7 @@ def main() -> int:
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it works")
     parser.add_argument("--only", help="cuda, models, soak: results whose name contains this regex")
-    parser.add_argument("--torch", help="cuda: the Python of an environment with torch")
+    parser.add_argument("--torch", help="cpu, cuda: the Python of an environment with torch")
     parser.add_argument(
         "--limit", type=float, default=120, help="models: seconds for one model on one side"
     )

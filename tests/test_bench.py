@@ -14,8 +14,12 @@ import pytest
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))
 
+import cpu  # noqa: E402
+import cpu_plot  # noqa: E402
 import metal  # noqa: E402
+import run  # noqa: E402
 import training  # noqa: E402
+from measure import environment  # noqa: E402
 
 
 def test_the_metal_suite_with_the_cpu_in_the_place_of_the_gpu():
@@ -47,9 +51,24 @@ def test_the_metal_suite_without_a_gpu():
 
 
 def test_a_record_says_where_it_was_taken():
-    from measure import environment
-
     record = environment()
     assert json.loads(json.dumps(record)) == record
     assert record["mlx"] == mx.__version__
     assert record["device"]
+
+
+def test_the_cpu_suite(tmp_path):
+    """Without PyTorch; what it shows and draws, also of results that PyTorch has part in."""
+    found = [*islice(cpu.speed(quick=True), 4), *cpu.growth(quick=True)]
+    assert found[0]["case"] == "torch" and "--torch" in found[0]["error"]
+    assert [r["dtype"] for r in found[1:4]] == ["float32", "bfloat16", "float16"]
+    assert {r["q"][2] for r in found[4:]} == {1, cpu.LONG[0]}
+    side = {"median_s": 1.0, "gflops": 2.0, "backend": "math"}
+    found[1] |= {"torch": side, "over_torch": 3.0}
+    peak = {"case": "ceiling", "name": "gemm", "by": "torch", "n": 9, "dtype": "float32"}
+    found += [peak | {"gflops": 5.0, "median_s": 1.0}, peak | {"error": "no memory"}]
+    for result in found:
+        assert len(run.cpu_row(result)) == len(run.SUITES["cpu"].titles)
+    record = {"environment": environment(), "results": found}
+    cpu_plot.plot(record, tmp_path / "cpu.png")
+    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")

@@ -126,7 +126,7 @@ def _models(record: dict) -> str:
             cells += [f"{peak:.1f} GiB" if peak is not None else "" for peak in peaks]
             cells += [_speed(r[side]["decode"]) if last else "" for side in ("ours", "stock")]
             cells.append(_same(r["agreement"]["decode"]) if last else "")
-            cells += [_error(r["errors"], side, context) for side in ("ours", "stock")]
+            cells += [_error(r.get("errors"), side, context) for side in ("ours", "stock")]
             lines.append(f"| {' | '.join(cells)} |")
     said = "Tokens a second. Peaks above the weights. Errors of the logits from stock's in float32."
     return "\n".join([*lines, "", f"{said} {_where(record)}"])

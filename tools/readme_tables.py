@@ -85,22 +85,70 @@ def environment() -> str:
 
 
 def speed() -> str:
-    """bench/results/cpu.json: ours and stock's, measured in one run."""
+    """bench/results/cpu.json: ours, stock's and PyTorch's, measured in one run."""
     record = json.loads((RESULTS / "cpu.json").read_text(encoding="utf-8"))
     rows = [
-        "| heads, queries x keys | D | dtype | ours | stock | ratio |",
-        "|---|---|---|---|---|---|",
+        "| heads, queries x keys | D | dtype | ours | stock | ratio | PyTorch | ratio |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    ceilings = {"gemm": [], "read": []}
+    grown = []
     for result in record["results"]:
-        (_, Hq, Lq, D), (_, Hkv, Lk, _), Dv = result["q"], result["k"], result["v"][3]
-        cells = [f"H{Hq}/{Hkv}, {Lq} x {Lk}{' causal' if result['mask'] else ''}"]
-        cells += [f"{D}" if Dv == D else f"({D}, {Dv})", result["dtype"]]
-        for who in ("ours", "stock"):
-            taken, rate = result[who]["median_s"] * 1e3, result[f"{who}_gflops"]
-            time = f"{taken:.3g}" if taken < 1000 else f"{taken:,.0f}"
-            cells.append(f"{time} ms, {rate:.{0 if rate >= 10 else 1}f} GFLOP/s")
-        rows.append(f"| {' | '.join(cells)} | {result['speedup']:.0f}x |")
-    return "\n".join([*rows, "", f"Medians; work counts visible scores only. {where(record)}"])
+        if result["case"] == "ceiling" and "error" not in result:
+            ceilings[result["name"]].append(result)
+        elif result["case"] == "growth":
+            grown.append(result)
+        elif "ours" in result:
+            rows.append(_speed_row(result))
+    picture = (
+        "![GFLOP/s by head dim](docs/cpu.png)\n" if (ROOT / "docs" / "cpu.png").exists() else ""
+    )
+    notes = ["Medians; work counts visible scores only.", _ceilings(ceilings), _grown(grown)]
+    return "\n".join([picture, *rows, "", " ".join([*filter(None, notes), where(record)])])
+
+
+def _speed_row(result: dict) -> str:
+    (_, Hq, Lq, D), (_, Hkv, Lk, _), Dv = result["q"], result["k"], result["v"][3]
+    few = Lq == 1
+    cells = [f"H{Hq}/{Hkv}, {Lq} x {Lk}{' causal' if result['mask'] else ''}"]
+    cells += [f"{D}" if Dv == D else f"({D}, {Dv})", result["dtype"]]
+    for who in ("ours", "stock", "torch"):
+        side = result.get(who)
+        if side is None or "error" in side:
+            cells += ["-", "-"] if who == "torch" else ["-"]
+            continue
+        taken, rate = side["median_s"] * 1e3, result["flops"] / side["median_s"] / 1e9
+        time = f"{taken:.3g}" if taken < 1000 else f"{taken:,.0f}"
+        speed = f"{rate:.{0 if rate >= 10 else 1}f} GFLOP/s"
+        if few:
+            kv = result["kv_gb_per_s"] * result["ours"]["median_s"]
+            speed = f"{kv / side['median_s']:.3g} GB/s"
+        math = ", unfused" if side.get("backend") == "math" else ""
+        cells.append(f"{time} ms, {speed}{math}")
+        if who != "ours":
+            cells.append(f"{side['median_s'] / result['ours']['median_s']:.3g}x")
+    return f"| {' | '.join(cells)} |"
+
+
+def _ceilings(found: dict[str, list[dict]]) -> str:
+    said = [f"{r['gflops']:,.0f} GFLOP/s ({r['dtype']} matmul)" for r in found["gemm"]]
+    reads: dict[int, float] = {}
+    for r in found["read"]:
+        reads[r["bytes"]] = max(reads.get(r["bytes"], 0), r["gb_per_s"])
+    said += [f"{rate:.3g} GB/s (reading {size / 2**20:.0f} MiB)" for size, rate in reads.items()]
+    return f"At most, in the same run, by PyTorch and MLX: {', '.join(said)}." if said else ""
+
+
+def _grown(results: list[dict]) -> str:
+    said = []
+    for Lq in sorted({r["q"][2] for r in results}):
+        of = [r for r in results if r["q"][2] == Lq]
+        times = ", ".join(f"{r['ns_by_key']:.3g} ns at {r['k'][2]:,}" for r in of)
+        added = ", ".join(f"{r['added_bytes'] / 2**20:.2g}" for r in of)
+        said.append(f"{Lq} x: {times} (adds {added} MiB)")
+    D = results[0]["q"][3] if results else 0
+    text = "; ".join(said)
+    return f"Time by key where keys grow, H8/1, D {D}, bfloat16, {text}." if said else ""
 
 
 def memory() -> str:
