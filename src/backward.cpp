@@ -61,8 +61,8 @@ bool SdpaBackward::serves(const Arrays& primals, const Attributes& a,
                           const std::vector<int>& argnums, mx::Stream s) {
   const bool of_mask = a.has_mask && differentiable(primals[kMask]) &&
                        std::count(argnums.begin(), argnums.end(), kMask) > 0;
-  return s.device == mx::Device::cpu && !gpu_backend(s.device) && a.want_lse && !a.want_f32 &&
-         !a.has_carry && !a.bits && !of_mask && cpu::has_backward(problem_of({primals, a}, a));
+  return cpu_kernels_on(s.device) && a.want_lse && !a.want_f32 && !a.has_carry && !a.bits &&
+         !of_mask && cpu::has_backward(problem_of({primals, a}, a));
 }
 
 Arrays SdpaBackward::gradients(const Arrays& primals, const Arrays& cotangents,

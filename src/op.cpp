@@ -251,7 +251,7 @@ std::vector<array> fused_attention(const Arguments& x, float scale, const FusedO
   auto [inputs, a] = lower(x, checked, scale, s);
   a.chunk_size = o.chunk_size;
   // The CPU's gradient kernel starts from it, and whether a gradient is traced cannot be asked of MLX.
-  a.want_lse = o.return_lse || (stream.device == mx::Device::cpu && !gpu_backend(stream.device));
+  a.want_lse = o.return_lse || cpu_kernels_on(stream.device);
   a.want_f32 = o.float32_out;
   a.q_offset = o.q_offset;
   if (o.carry) {

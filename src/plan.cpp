@@ -55,25 +55,10 @@ std::string served_dims(Backend backend) {
   return all;
 }
 
-// Decode where the rows of a KV head fit one tile; else the largest prefill tile that stays in the L2 cache, or the last.
-const Tile* choose_cpu(const Problem& p, const Device& device) {
-  const Tile* found = nullptr;
-  for (const Tile& t : tiles()) {
-    if (!t.takes(Backend::cpu, p)) continue;
-    if (t.kernel == Kernel::decode && p.rows() <= t.bq) return &t;
-    if (t.kernel != Kernel::prefill) continue;
-    found = &t;
-    // tile_floats() pads for every instruction set: a quarter more than is there.
-    if (tile_floats(t, p) * int64_t(sizeof(float)) * 4 / 5 <= device.l2_bytes) break;
-  }
-  return found;
-}
-
 // The first row that serves the problem: where the rows of a KV head fit one tile, that of a kernel for few rows.
 const Tile* choose(const Problem& p, const Device& device) {
   if (p.bits && device.backend != Backend::cuda) return nullptr;
   if (device.backend == Backend::cuda) return choose_cuda(p, device);
-  if (device.backend == Backend::cpu) return choose_cpu(p, device);
   const auto first = [&](Kernel kernel, bool must_fit) -> const Tile* {
     for (const Tile& t : tiles()) {
       if (t.kernel == kernel && t.takes(device.backend, p) && (!must_fit || p.rows() <= t.bq) &&
@@ -83,6 +68,7 @@ const Tile* choose(const Problem& p, const Device& device) {
     return nullptr;
   };
   if (const Tile* t = first(Kernel::decode, true)) return t;
+  if (device.backend == Backend::cpu) return cpu_prefill_tile(p, device);
   if (const Tile* t = first(Kernel::middle, true)) return t;
   if (const Tile* t = first(Kernel::prefill, false)) return t;
   return first(Kernel::middle, false);  // all prefill rows ask for more threads than there are
@@ -136,6 +122,17 @@ void plan_cpu(const Problem& p, const Device& device, Plan& out) {
 }
 
 }  // namespace
+
+const Tile* cpu_prefill_tile(const Problem& p, const Device& device) {
+  const Tile* found = nullptr;
+  for (const Tile& t : tiles()) {
+    if (t.kernel != Kernel::prefill || !t.takes(Backend::cpu, p)) continue;
+    found = &t;
+    // tile_floats() pads for every instruction set: a quarter more than is there.
+    if (tile_floats(t, p) * int64_t(sizeof(float)) * 4 / 5 <= device.l2_bytes) break;
+  }
+  return found;
+}
 
 std::optional<Unsupported> unsupported(const Problem& p, const Device& device) {
   if (choose(p, device)) return std::nullopt;

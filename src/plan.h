@@ -120,4 +120,7 @@ std::variant<Plan, Unsupported> plan(const Problem&, const Device&);
 // Why there is no plan, if there is none.
 std::optional<Unsupported> unsupported(const Problem&, const Device&);
 
+// The first prefill row of a CPU whose tiles stay in the L2 cache, or the last; null where none takes the problem.
+const Tile* cpu_prefill_tile(const Problem&, const Device&);
+
 }  // namespace sdpa

@@ -12,10 +12,8 @@ constexpr int kTasksPerThread = 8;
 }  // namespace
 
 std::optional<BackwardPlan> plan_backward(const Problem& p, const Device& device) {
-  const auto row = std::find_if(tiles().begin(), tiles().end(), [&](const Tile& t) {
-    return t.kernel == Kernel::prefill && t.takes(Backend::cpu, p);
-  });
-  if (row == tiles().end() || device.backend != Backend::cpu) return std::nullopt;
+  const Tile* row = device.backend == Backend::cpu ? cpu_prefill_tile(p, device) : nullptr;
+  if (!row) return std::nullopt;
   BackwardPlan out{.bq = row->bq, .bk = row->bk};
   out.row_tiles = int(ceil_div(p.rows(), out.bq));
   out.key_tiles = int(ceil_div(p.Lk, out.bk));

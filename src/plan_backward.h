@@ -11,7 +11,7 @@ namespace sdpa {
 // (j + r) % rounds. So the tasks of a round share neither rows nor keys, and dQ, dK and dV are summed without locks, in
 // an order that does not depend on the threads.
 struct BackwardPlan {
-  int bq = 0, bk = 0;   // those of the forward pass
+  int bq = 0, bk = 0;   // those of a forward pass of many rows
   int row_tiles = 0;    // tiles of at most bq rows that one KV head is cut into
   int key_tiles = 0;    // tiles of at most bk keys
   int block_tiles = 0;  // row tiles of a block: one task takes them with keys that are packed once

@@ -5,9 +5,8 @@
 
 namespace sdpa::cpu::SDPA_ISA {
 
-struct PairTiles {
-  using E = bf16;
-  static constexpr int R = 32, N = 2, kDepth = 32;
+struct PairTiles : PairPanels<2, 32> {
+  static constexpr int R = 32;
 
   // The tile registers of this thread: 8 of 16 rows of 64 bytes.
   struct Session {
@@ -24,16 +23,6 @@ struct PairTiles {
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
   };
-
-  static void pack_q(const bf16* row, int64_t col, int D, bf16* to) {
-    for (int d = 0; d < D; ++d) to[d] = row[d * col];
-  }
-  static void pack_k(const bf16* K, int64_t row, int64_t col, int n, int D, bf16* to, bf16* tmp) {
-    pack_k_pairs<N>(K, row, col, n, D, round_up(D, kDepth), to, tmp);
-  }
-  static void pack_v(const bf16* V, int64_t row, int64_t col, int n, int Dv, bf16* to, bf16* tmp) {
-    pack_v_pairs<N>(V, row, col, n, kDepth, Dv, to, tmp);
-  }
 
   static void multiply(int wide, int depth, const bf16* A, int lda, const bf16* B, float* C,
                        int ldc, const float* alpha) {

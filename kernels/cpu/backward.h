@@ -155,8 +155,8 @@ struct Backward {
       for (int d = 0; d < ld; d += W) store(to + d, Vec{});
       return;
     }
-    const T* from = SDPA_ISA::row(backward_detail::row_of_operand<T>(base, strides, t.b, row),
-                                  strides.col, columns, static_cast<T*>(s.row_tmp));
+    const T* from = SDPA_ISA::row(row_of_operand<T>(base, strides, t.b, row), strides.col, columns,
+                                  static_cast<T*>(s.row_tmp));
     for (int d = 0; d < columns; d += W) store(to + d, load_n(from + d, columns - d));
   }
 
@@ -286,8 +286,7 @@ struct Backward {
 
 inline void backward_tile(const Params& p, const Operands& x, const BackwardOperands& g,
                           const BackwardTask& t, void* scratch) {
-  backward_detail::visit(p.dtype,
-                         [&](auto type) { Backward<decltype(type)>(p, x, g, t, scratch).run(); });
+  visit(p.dtype, [&](auto type) { Backward<decltype(type)>(p, x, g, t, scratch).run(); });
 }
 
 }  // namespace sdpa::cpu::SDPA_ISA

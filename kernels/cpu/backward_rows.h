@@ -9,19 +9,6 @@ namespace sdpa::cpu::SDPA_ISA {
 
 namespace backward_detail {
 
-// Calls f(T{}) with the type of the operands.
-template <class F>
-SDPA_INLINE auto visit(DType dtype, F f) {
-  if (dtype == DType::F32) return f(float{});
-  if (dtype == DType::F16) return f(f16{});
-  return f(bf16{});
-}
-
-template <typename T>
-SDPA_INLINE const T* row_of_operand(const void* base, const Strides& s, int b, Row row) {
-  return static_cast<const T*>(base) + b * s.batch + row.head * s.head + row.iq * s.row;
-}
-
 template <typename T>
 SDPA_INLINE float dot(const T* a, int64_t a_col, const T* b, int64_t b_col, int n) {
   if (a_col != 1 || b_col != 1) {
@@ -59,7 +46,7 @@ inline void backward_rows(const Params& p, const BackwardOperands& x, int b, int
 inline float backward_sink(const Params& p, const Operands& x, const BackwardOperands& g, int b,
                            int head) {
   const int64_t first = (int64_t(b) * p.Hkv + head / p.group) * p.Lq * p.group + head % p.group;
-  return backward_detail::visit(p.dtype, [&](auto type) {
+  return visit(p.dtype, [&](auto type) {
     using T = decltype(type);
     const float sink = widen(static_cast<const T*>(x.sinks)[b * p.sink_batch + head * p.sink_head]);
     double total = 0;
@@ -72,7 +59,7 @@ inline float backward_sink(const Params& p, const Operands& x, const BackwardOpe
 }
 
 inline void backward_store(const BackwardStore& t) {
-  backward_detail::visit(t.dtype, [&](auto type) {
+  visit(t.dtype, [&](auto type) {
     using T = decltype(type);
     for (int64_t r = t.row0; r < t.row1; ++r) {
       const float* from = t.sums + r * t.leading;

@@ -3,9 +3,9 @@
 //
 // One task: the rows of one KV head (all heads of the GQA group, rows.h) against the keys [key0, key1).
 //   for each tile j of bk keys:
-//     S = Q @ K[j]^T                 V[j] is fetched into L2 meanwhile
+//     S = Q @ K[j]^T                 V[j] is fetched into L1 meanwhile: ahead.h
 //     m, l, P, alpha = online softmax of S
-//     O = O * alpha + P @ V[j]       K[j + 1] is fetched into L2 meanwhile
+//     O = O * alpha + P @ V[j]       K[j + 1] is fetched meanwhile
 // Rows in strips of up to 8: a strip after the first finds the tile in the caches.
 #pragma once
 
@@ -31,7 +31,7 @@ struct DecodeScratch {
     S = scratch.take(rows * lds);
     O = scratch.take(rows * ldo);
     bias = scratch.take(lds);
-    state = reinterpret_cast<State*>(scratch.take(2 * rows));
+    state = scratch.take<State>(rows);
     tile = scratch.take(size_t(bk) * (p.D > p.Dv ? p.D : p.Dv));
     bytes = scratch.bytes();
   }
@@ -82,8 +82,7 @@ struct Decode {
       for (int d = 0; d < s.ldo; ++d) o[d] = 0.f;
       if (r >= t.rows) continue;
       const Row row = row_of(p, t.hkv, t.row0 + r);
-      const T* from =
-          static_cast<const T*>(x.Q) + t.b * p.Qs.batch + row.head * p.Qs.head + row.iq * p.Qs.row;
+      const T* from = row_of_operand<T>(x.Q, p.Qs, t.b, row);
       for (int d = 0; d < p.D; ++d) q[d] = widen(from[d * p.Qs.col]);
       s.state[r] = start_row<T>(p, x, t, row, s.ldo, o);
     }
@@ -148,9 +147,7 @@ struct Decode {
 };
 
 inline void decode(const Params& p, const Operands& x, const Task& t, void* scratch) {
-  if (p.dtype == DType::F32) return Decode<float>(p, x, t, scratch).run();
-  if (p.dtype == DType::F16) return Decode<f16>(p, x, t, scratch).run();
-  Decode<bf16>(p, x, t, scratch).run();
+  visit(p.dtype, [&](auto type) { Decode<decltype(type)>(p, x, t, scratch).run(); });
 }
 
 }  // namespace sdpa::cpu::SDPA_ISA

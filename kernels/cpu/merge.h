@@ -3,8 +3,8 @@
 // A part that saw no key (lse_i = -inf) contributes nothing, whatever stands in its O_i.
 #pragma once
 
-#include "kernels/cpu/kernels.h"
 #include "kernels/cpu/math.h"
+#include "kernels/cpu/rows.h"
 
 namespace sdpa::cpu::SDPA_ISA {
 
@@ -41,9 +41,7 @@ void merge_typed(const MergeTask& t) {
 }
 
 inline void merge(const MergeTask& t) {
-  if (t.dtype == DType::F32) return merge_typed<float>(t);
-  if (t.dtype == DType::F16) return merge_typed<f16>(t);
-  merge_typed<bf16>(t);
+  visit(t.dtype, [&](auto type) { merge_typed<decltype(type)>(t); });
 }
 
 }  // namespace sdpa::cpu::SDPA_ISA

@@ -1,4 +1,4 @@
-// Copies of K, V and Q tiles in the order the micro-kernels read them. A panel is up to NV vectors wide; the last
+// Copies of K, V and Q tiles in the order the micro-kernels read them. A panel is up to N vectors wide; the last
 // panel of a tile can be narrower. float16 and bfloat16 are widened here, once per tile, not per use.
 #pragma once
 
@@ -8,8 +8,9 @@ namespace sdpa::cpu::SDPA_ISA {
 
 SDPA_INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }
 SDPA_INLINE int vectors(int n) { return (n + W - 1) / W; }
+template <int N = NV>
 SDPA_INLINE int panel_vectors(int panel, int all) {
-  return all - panel * NV < NV ? all - panel * NV : NV;
+  return all - panel * N < N ? all - panel * N : N;
 }
 
 // A row of n values with stride `col`; copied to tmp where the values are not contiguous.

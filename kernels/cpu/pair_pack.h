@@ -13,13 +13,13 @@ SDPA_INLINE Vec load_pairs(const bf16* p, int n) {
   return bits_as<Vec>(_mm512_maskz_loadu_epi16(__mmask32((uint64_t(1) << (n < 0 ? 0 : n)) - 1), p));
 }
 
-// K tile [n, D] -> [panel][padded / 2][panel width][2], with zeros for keys beyond n and values beyond D.
+// K tile [n, D] -> [panel][D / 2][panel width][2], with zeros for keys beyond n and values up to a multiple of `step`.
 template <int N>
-void pack_k_pairs(const bf16* K, int64_t row_stride, int64_t col, int n, int D, int padded,
-                  bf16* to, bf16* tmp) {
-  const int all = vectors(n), pairs = (padded + 1) / 2;
+void pack_k_pairs(const bf16* K, int64_t row_stride, int64_t col, int n, int D, int step, bf16* to,
+                  bf16* tmp) {
+  const int all = vectors(n), pairs = round_up(D, step) / 2;
   for (int v = 0; v < all; ++v) {
-    const int panel = v / N, wide = all - panel * N < N ? all - panel * N : N;
+    const int panel = v / N, wide = panel_vectors<N>(panel, all);
     bf16* dst = to + (size_t(panel) * N * pairs + v % N) * 2 * W;
     const bf16* rows[W];
     const int present = n - v * W < W ? n - v * W : W;
@@ -55,7 +55,7 @@ void pack_v_pairs(const bf16* V, int64_t row_stride, int64_t col, int n, int ste
     const bf16* second =
         present > 1 ? row(V + (2 * j + 1) * row_stride, col, Dv, tmp + Dv) : nullptr;
     for (int v = 0; v < all; ++v) {
-      const int panel = v / N, wide = all - panel * N < N ? all - panel * N : N;
+      const int panel = v / N, wide = panel_vectors<N>(panel, all);
       const int left = Dv - v * W;
       __m512i low = first ? load_low_halves(first + v * W, left) : _mm512_setzero_si512();
       if (second)
@@ -64,6 +64,23 @@ void pack_v_pairs(const bf16* V, int64_t row_stride, int64_t col, int n, int ste
     }
   }
 }
+
+// What tiles of pairs have in common: panels of up to N_ vectors, a depth of whole steps.
+template <int N_, int step>
+struct PairPanels {
+  using E = bf16;
+  static constexpr int N = N_, kDepth = step;
+
+  static void pack_q(const bf16* row, int64_t col, int D, bf16* to) {
+    for (int d = 0; d < D; ++d) to[d] = row[d * col];
+  }
+  static void pack_k(const bf16* K, int64_t row, int64_t col, int n, int D, bf16* to, bf16* tmp) {
+    pack_k_pairs<N>(K, row, col, n, D, step, to, tmp);
+  }
+  static void pack_v(const bf16* V, int64_t row, int64_t col, int n, int Dv, bf16* to, bf16* tmp) {
+    pack_v_pairs<N>(V, row, col, n, step, Dv, to, tmp);
+  }
+};
 
 // P, rounded
 SDPA_INLINE void store_weights(bf16* p, Vec v) {

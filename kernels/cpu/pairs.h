@@ -5,21 +5,10 @@
 
 namespace sdpa::cpu::SDPA_ISA {
 
-struct PairTiles {
-  using E = bf16;
-  static constexpr int R = MR, N = NV, kDepth = 2;
+struct PairTiles : PairPanels<NV, 2> {
+  static constexpr int R = MR;
 
   struct Session {};
-
-  static void pack_q(const bf16* row, int64_t col, int D, bf16* to) {
-    for (int d = 0; d < D; ++d) to[d] = row[d * col];
-  }
-  static void pack_k(const bf16* K, int64_t row, int64_t col, int n, int D, bf16* to, bf16* tmp) {
-    pack_k_pairs<N>(K, row, col, n, D, D, to, tmp);
-  }
-  static void pack_v(const bf16* V, int64_t row, int64_t col, int n, int Dv, bf16* to, bf16* tmp) {
-    pack_v_pairs<N>(V, row, col, n, kDepth, Dv, to, tmp);
-  }
 
   static void multiply(int wide, int depth, const bf16* A, int lda, const bf16* B, float* C,
                        int ldc, const float* alpha) {

@@ -57,8 +57,9 @@ struct PrefillScratch {
 };
 
 inline size_t prefill_scratch(const Params& p, int bq, int bk) {
-  if (p.dtype == DType::BF16) return PrefillScratch<TilesOf<bf16>::type>(p, bq, bk, nullptr).bytes;
-  return PrefillScratch<FloatTiles>(p, bq, bk, nullptr).bytes;
+  return visit(p.dtype, [&](auto type) {
+    return PrefillScratch<typename TilesOf<decltype(type)>::type>(p, bq, bk, nullptr).bytes;
+  });
 }
 
 template <typename T>
@@ -108,8 +109,7 @@ struct Prefill {
         continue;
       }
       const Row row = row_of(p, t.hkv, t.row0 + r);
-      const T* from =
-          static_cast<const T*>(x.Q) + t.b * p.Qs.batch + row.head * p.Qs.head + row.iq * p.Qs.row;
+      const T* from = row_of_operand<T>(x.Q, p.Qs, t.b, row);
       Tiles::pack_q(from, p.Qs.col, p.D, q);
       s.state[r] = start_row<T>(p, x, t, row, s.ldo, o);
     }
@@ -129,13 +129,11 @@ struct Prefill {
     return {begin > 0 ? begin : 0, end < n ? end : n};
   }
 
-  static int panel_width(int panel, int all) { return all - panel * N < N ? all - panel * N : N; }
-
   // S = Qs @ Ks
   void scores(int key, int n) {
     const int all = vectors(n), depth = round_up(p.D, kDepth);
     for (int panel = 0; panel * N < all; ++panel) {
-      const int first = panel * N * W, wide = panel_width(panel, all);
+      const int first = panel * N * W, wide = panel_vectors<N>(panel, all);
       for (int strip = 0; strip < strips; ++strip) {
         const Keys seen = strip_keys(strip, key, n);
         if (seen.begin >= first + wide * W || seen.end <= first) continue;
@@ -170,7 +168,7 @@ struct Prefill {
   void accumulate(int key, int n) {
     const int all = vectors(p.Dv), packed = round_up(n, kDepth);
     for (int panel = 0; panel * N < all; ++panel) {
-      const int wide = panel_width(panel, all);
+      const int wide = panel_vectors<N>(panel, all);
       const E* Vs = s.Vs + size_t(panel) * N * W * packed;
       for (int strip = 0; strip < strips; ++strip) {
         const Keys seen = strip_keys(strip, key, n);
@@ -186,9 +184,7 @@ struct Prefill {
 };
 
 inline void prefill(const Params& p, const Operands& x, const Task& t, void* scratch) {
-  if (p.dtype == DType::F32) return Prefill<float>(p, x, t, scratch).run();
-  if (p.dtype == DType::F16) return Prefill<f16>(p, x, t, scratch).run();
-  Prefill<bf16>(p, x, t, scratch).run();
+  visit(p.dtype, [&](auto type) { Prefill<decltype(type)>(p, x, t, scratch).run(); });
 }
 
 }  // namespace sdpa::cpu::SDPA_ISA

@@ -7,6 +7,14 @@
 
 namespace sdpa::cpu::SDPA_ISA {
 
+// Calls f(T{}) with the type of the operands.
+template <class F>
+SDPA_INLINE auto visit(DType dtype, F f) {
+  if (dtype == DType::F32) return f(float{});
+  if (dtype == DType::F16) return f(f16{});
+  return f(bf16{});
+}
+
 struct Row {
   int iq;    // query position
   int head;  // query head
@@ -19,6 +27,12 @@ SDPA_INLINE Row row_of(const Params& p, int hkv, int r) {
 // Index of the row in [B, Hq, Lq].
 SDPA_INLINE int64_t row_index(const Params& p, int b, Row row) {
   return (int64_t(b) * p.Hq + row.head) * p.Lq + row.iq;
+}
+
+// The row in an operand [B, Hq, Lq, columns].
+template <typename T>
+SDPA_INLINE const T* row_of_operand(const void* base, const Strides& s, int b, Row row) {
+  return static_cast<const T*>(base) + b * s.batch + row.head * s.head + row.iq * s.row;
 }
 
 struct Keys {

@@ -1,9 +1,9 @@
 // How prefill keeps its operands, and the product of them: FloatTiles in float32 for every T; PairTiles in bfloat16,
 // for instruction sets that multiply pairs of it and add them up in float32.
 //
-//   A  [rows, ldA] of E                 Qs and P: rows in whole strips of R, zeros beyond the depth
-//   B  [panel][depth / S][width][S]     Ks and Vs: panels of up to N vectors; S neighbours of the depth side by side
-//   C  [rows, ldC] of float             S and O
+//   A  [rows, lda] of E                 Qs and P: rows in whole strips of R, zeros beyond the depth
+//   B  [panel][depth / n][width][n]     Ks and Vs: panels of up to N vectors; n = 1, or pairs of the depth side by side
+//   C  [rows, ldc] of float             S and O
 #pragma once
 
 #include "kernels/cpu/gemm.h"
@@ -25,8 +25,8 @@ SDPA_INLINE int leading(int n) {
 
 struct FloatTiles {
   using E = float;
-  static constexpr int R = MR, N = NV,
-                       kDepth = 1;  // rows of a strip, vectors of a panel, step of the depth
+  // Rows of a strip, vectors of a panel, step of the depth.
+  static constexpr int R = MR, N = NV, kDepth = 1;
 
   struct Session {};  // what a thread holds while it multiplies
 

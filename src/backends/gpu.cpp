@@ -83,6 +83,8 @@ const GpuBackend* gpu_backend(mx::Device device) {
   return found && device.type == type ? found : nullptr;
 }
 
+bool cpu_kernels_on(mx::Device device) { return device == mx::Device::cpu && !gpu_backend(device); }
+
 Device device_of(mx::Device device) {
   const GpuBackend* gpu = gpu_backend(device);
   return gpu ? gpu->device() : cpu::device();

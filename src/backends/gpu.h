@@ -64,6 +64,9 @@ const GpuBackend* gpu_backend();
 // The backend that evaluates on streams of this device; null where the CPU kernels do.
 const GpuBackend* gpu_backend(mx::Device);
 
+// Whether the CPU kernels evaluate on streams of this device.
+bool cpu_kernels_on(mx::Device);
+
 // The Device that plans for streams of this MLX device are made for.
 Device device_of(mx::Device);
 
