@@ -1,6 +1,8 @@
 // One row of the online softmax: scores in, unnormalised probabilities out.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cpu/mask.h"
 #include "kernels/cpu/math.h"
 
@@ -58,7 +60,7 @@ SDPA_INLINE float softmax_row(const Params& p, const RowTile& x, State& state, E
   const float factor = raw ? p.scale : 1.f;
   Vec total{};
   for (int v = x.begin; v < x.end; ++v) {
-    const Vec e = exp_up_to_88(load(x.S + v * W) * factor - base);
+    const Vec e = exp_up_to_88<!std::is_same_v<E, float>>(load(x.S + v * W) * factor - base);
     store_weights(P + v * W, e);
     total += e;
   }
