@@ -55,6 +55,21 @@ std::string served_dims(Backend backend) {
   return all;
 }
 
+// Bytes that one of the products of a prefill tile goes through, in float32: Q K^T -> S, or P V -> O.
+int64_t product_bytes(const Tile& tile, const Problem& p) {
+  const int64_t D = std::max(p.D, p.Dv);
+  return ((tile.bq + tile.bk) * D + int64_t(tile.bq) * tile.bk) * int64_t(sizeof(float));
+}
+
+// Whether a tile of more than kEvenRows rows is filled, and leaves tasks enough for all threads: those of a causal mask
+// differ in size.
+bool shares_well(const Tile& tile, const Problem& p, const Device& device) {
+  constexpr int kEvenRows = 128;
+  if (tile.bq <= kEvenRows) return true;
+  const int64_t tasks = int64_t(p.B) * p.Hkv * ceil_div(p.rows(), tile.bq);
+  return p.rows() >= tile.bq && tasks >= int64_t(device.threads) * kTasksPerThread;
+}
+
 // The first row that serves the problem: where the rows of a KV head fit one tile, that of a kernel for few rows.
 const Tile* choose(const Problem& p, const Device& device) {
   if (p.bits && device.backend != Backend::cuda) return nullptr;
@@ -123,13 +138,12 @@ void plan_cpu(const Problem& p, const Device& device, Plan& out) {
 
 }  // namespace
 
-const Tile* cpu_prefill_tile(const Problem& p, const Device& device) {
+const Tile* cpu_prefill_tile(const Problem& p, const Device& device, int most_rows) {
   const Tile* found = nullptr;
   for (const Tile& t : tiles()) {
-    if (t.kernel != Kernel::prefill || !t.takes(Backend::cpu, p)) continue;
+    if (t.kernel != Kernel::prefill || t.bq > most_rows || !t.takes(Backend::cpu, p)) continue;
     found = &t;
-    // tile_floats() pads for every instruction set: a quarter more than is there.
-    if (tile_floats(t, p) * int64_t(sizeof(float)) * 4 / 5 <= device.l2_bytes) break;
+    if (product_bytes(t, p) <= device.l2_bytes && shares_well(t, p, device)) break;
   }
   return found;
 }

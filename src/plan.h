@@ -1,6 +1,7 @@
 // The answer: which kernel, which tile, how the work is cut. Pure: no arrays, no device, the same on every machine.
 #pragma once
 
+#include <climits>
 #include <optional>
 #include <string>
 #include <variant>
@@ -120,7 +121,8 @@ std::variant<Plan, Unsupported> plan(const Problem&, const Device&);
 // Why there is no plan, if there is none.
 std::optional<Unsupported> unsupported(const Problem&, const Device&);
 
-// The first prefill row of a CPU whose tiles stay in the L2 cache, or the last; null where none takes the problem.
-const Tile* cpu_prefill_tile(const Problem&, const Device&);
+// The first prefill row of a CPU, of at most most_rows rows, that keeps all threads busy and whose products stay in the L2
+// cache, or the last; null where none takes the problem.
+const Tile* cpu_prefill_tile(const Problem&, const Device&, int most_rows = INT_MAX);
 
 }  // namespace sdpa

@@ -8,11 +8,13 @@ namespace {
 
 // Tasks of a round for each thread, so that threads end a round together although it is half empty where a mask is causal.
 constexpr int kTasksPerThread = 8;
+constexpr int kMostRows = 128;  // of a tile: it holds twice what prefill holds of it
 
 }  // namespace
 
 std::optional<BackwardPlan> plan_backward(const Problem& p, const Device& device) {
-  const Tile* row = device.backend == Backend::cpu ? cpu_prefill_tile(p, device) : nullptr;
+  const Tile* row =
+      device.backend == Backend::cpu ? cpu_prefill_tile(p, device, kMostRows) : nullptr;
   if (!row) return std::nullopt;
   BackwardPlan out{.bq = row->bq, .bk = row->bk};
   out.row_tiles = int(ceil_div(p.rows(), out.bq));

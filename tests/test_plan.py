@@ -181,10 +181,23 @@ def test_prefill_tiles_on_a_cpu_grow_with_its_l2_cache():
         sizes = []
         for l2 in (2**18, 2**20, 2**21, 2**23):
             plan = _ext.plan(1, 8, 8, 2048, 2048, D, D, "float32", threads=1, l2_bytes=l2)
-            sizes.append(plan["bq"] * plan["bk"])
+            bq, bk = plan["bq"], plan["bk"]
+            sizes.append(bq * bk)
             smallest = min(t["bq"] * t["bk"] for t in CPU_TILES if t["kernel"] == "prefill")
-            assert plan["tile_bytes"] <= 1.25 * l2 or sizes[-1] == smallest
+            assert 4 * (bq * D + bk * D + bq * bk) <= l2 or sizes[-1] == smallest
         assert sizes == sorted(sizes) and len(set(sizes)) > 1
+
+
+def test_prefill_tiles_on_a_cpu_leave_tasks_for_all_threads():
+    most = max(t["bq"] for t in CPU_TILES if t["kernel"] == "prefill")
+    for threads, tall in ((1, True), (32, True), (33, False), (512, False)):
+        plan = _ext.plan(1, 8, 8, 2048, 2048, 64, 64, "float32", threads=threads, l2_bytes=2**23)
+        assert (plan["bq"] == most) == tall
+        few = _ext.plan(
+            64, 8, 8, most - 1, 2048, 64, 64, "float32", threads=threads, l2_bytes=2**23
+        )
+        assert few["bq"] < most
+        assert plan["tasks"] >= 2 * min(threads, 2048 * 8 // 128)
 
 
 @pytest.mark.parametrize("arch", ("sm_80", "sm_89", "sm_90", "sm_120"))
