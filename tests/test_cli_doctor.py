@@ -92,6 +92,13 @@ def test_other_commands_stop_with_the_refusal(args):
     assert "Traceback" not in done.stderr
 
 
+def test_an_instruction_set_that_is_not_here_is_reported_with_its_mend():
+    done = call("doctor", env={"MLX_SDPA_EXT_CPU_ISA": "mmx"})
+    assert done.returncode == 1
+    assert "MLX_SDPA_EXT_CPU_ISA: instruction set 'mmx': this machine" in done.stdout
+    assert "to mend it: unset MLX_SDPA_EXT_CPU_ISA" in done.stdout
+
+
 def test_a_wrong_variable_is_reported_with_its_mend():
     wrong = {"MLX_SDPA_CHUNK_SIZE": "many"}
     done = call("doctor", env=wrong)

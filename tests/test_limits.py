@@ -55,12 +55,13 @@ def test_the_environment_is_on_top_of_the_profile():
             "MLX_SDPA_EXT_DISPATCH_MS": "50",
             "MLX_SDPA_EXT_DEVICE": "software-metal",
             "MLX_SDPA_EXT_CPU_THREADS": "3",
+            "MLX_SDPA_EXT_CPU_ISA": "avx2",
             "MLX_SDPA_EXT_DISABLE": "0",
             "MLX_SDPA_EXT_LOG": "1",
         }
     )
     device = "software-metal:applegpu_g15s"
-    assert chosen == limits.Settings(1000, 100, 0, 256 << 20, 50, device, 3, False, True)
+    assert chosen == limits.Settings(1000, 100, 0, 256 << 20, 50, device, 3, "avx2", False, True)
     assert chosen.software_arch == "applegpu_g15s"
     bounds = limits.of(M4_MAX, chosen)
     assert (bounds.chunk_threshold, bounds.chunk_size, bounds.chunk_asked) == (1000, 100, True)
@@ -111,6 +112,7 @@ BAD = [
     ("MLX_SDPA_EXT_DEVICE", "metal:applegpu_g15s", "cpu, metal, cuda, software-metal or"),
     ("MLX_SDPA_EXT_CPU_THREADS", "all", "a whole number from 1 to 1024"),
     ("MLX_SDPA_EXT_CPU_THREADS", "99999999999", "a whole number from 1 to 1024"),
+    ("MLX_SDPA_EXT_CPU_ISA", "AVX-512", "the name of an instruction set, such as avx2"),
     ("MLX_SDPA_EXT_DISABLE", "yes", "0 or 1"),
     ("MLX_SDPA_EXT_LOG", "2", "0 or 1"),
 ]

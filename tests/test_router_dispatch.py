@@ -144,6 +144,22 @@ def test_threads_follow_the_environment(settings, rng):
     assert _ext.cpu()["threads"] == default
 
 
+def test_the_instruction_set_follows_the_environment(settings, rng):
+    q, k, v = inputs(rng, 3, 7, 24)
+    best, *others = _ext.cpu()["isas"]
+    for isa in others:
+        settings(MLX_SDPA_EXT_CPU_ISA=isa)
+        assert attention.explain(q, k, v, scale=1.0).kernel.endswith(f"_{isa}")
+        attention.scaled_dot_product_attention(q, k, v, scale=1.0)
+        assert _ext.cpu()["isa"] == isa
+    settings(MLX_SDPA_EXT_CPU_ISA="mmx")
+    with pytest.raises(ValueError, match=f"instruction set 'mmx': .* run {best}"):
+        attention.scaled_dot_product_attention(q, k, v, scale=1.0)
+    settings(MLX_SDPA_EXT_CPU_ISA="")
+    attention.scaled_dot_product_attention(q, k, v, scale=1.0)
+    assert _ext.cpu()["isa"] == best
+
+
 def test_under_the_patch_stock_is_stock(rng):
     """The stock path does not come back to the function that the patch put in stock's place."""
     q, k, v = inputs(rng, 3, 7, 24)

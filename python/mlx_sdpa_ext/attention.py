@@ -370,6 +370,7 @@ def place_of(stream: Any) -> _Place:
     in_force = _in_force
     if in_force is None or in_force.settings is not chosen:
         _ext.set_cpu_threads(chosen.cpu_threads or 0)
+        devices.use_instruction_set(chosen.cpu_isa)
         if chosen.software_arch is None:
             software.use(None)
         if chosen.log:

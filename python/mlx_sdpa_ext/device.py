@@ -44,11 +44,29 @@ def current(stream: Any = None) -> Device:
 
 
 def cpu() -> Device:
-    """This machine's CPU, also where it stands for a GPU."""
-    found = _found.get("cpu")
+    """This machine's CPU, also where it stands for a GPU.
+
+    Raises:
+        ValueError: the setting `cpu_isa` names an instruction set that is not here.
+    """
+    isa = limits.settings().cpu_isa
+    found = _found.get(("cpu", isa))
     if found is None:
-        found = _found["cpu"] = _detect(mx.Device(mx.cpu, 0))
+        use_instruction_set(isa)
+        found = _found["cpu", isa] = _detect(mx.Device(mx.cpu, 0))
     return found
+
+
+def use_instruction_set(name: str | None) -> None:
+    """The CPU kernels' from now on; None = the best.
+
+    Raises:
+        ValueError: this machine or this build has none of that name.
+    """
+    try:
+        _ext.set_cpu_isa(name or "")
+    except ValueError as error:
+        raise ValueError(f"{limits.CPU_ISA}: {error}") from None
 
 
 def stream_of(stream: Any) -> Any:

@@ -25,6 +25,7 @@ MOST_MILLISECONDS = 60_000
 LEAST_LIMIT = 16 << 20  # bytes that the temporaries of a call may always take
 LIMIT_STEPS = 8
 DEVICE = "MLX_SDPA_EXT_DEVICE"
+CPU_ISA = "MLX_SDPA_EXT_CPU_ISA"
 DISPATCH_MS = "MLX_SDPA_EXT_DISPATCH_MS"
 SOFTWARE_METAL = "software-metal"
 SOFTWARE_ARCH = "applegpu_g15s"  # an M3 Max, unless another is named
@@ -43,6 +44,13 @@ def _switch(text: str) -> bool:
     if text not in ("0", "1"):
         raise ValueError("0 or 1")
     return text == "1"
+
+
+def _instruction_set(text: str) -> str:
+    """Which of them there are, only the build and the machine know: `_ext.set_cpu_isa` refuses."""
+    if not re.fullmatch(r"[a-z0-9]+", text):
+        raise ValueError("the name of an instruction set, such as avx2")
+    return text
 
 
 def _device(text: str) -> str:
@@ -137,6 +145,14 @@ VARIABLES = (
         "cpu_threads",
     ),
     Variable(
+        CPU_ISA,
+        "the best that the machine runs",
+        "Instruction set of the CPU kernels: `amx`, `avx512bf16`, `avx512`, `avx2` or `baseline` "
+        "on x86-64, `neon` on arm64.",
+        _instruction_set,
+        "cpu_isa",
+    ),
+    Variable(
         "MLX_SDPA_EXT_DISABLE",
         "0",
         "1: `patch()` does nothing.",
@@ -163,6 +179,7 @@ class Settings(NamedTuple):
     dispatch_ms: int | None = None
     device: str | None = None  # "cpu", "metal", "cuda" or "software-metal:ARCH"
     cpu_threads: int | None = None
+    cpu_isa: str | None = None
     disable: bool | None = None
     log: bool | None = None
 

@@ -128,8 +128,11 @@ def _look_at_device(found: Findings) -> bool:
 
     try:
         device = devices.current()
-    except ValueError as error:  # the environment names one that is not here
-        found.problem(str(error), f"unset {limits.DEVICE}")
+    except (
+        ValueError
+    ) as error:  # the environment names one that is not here, or what it does not run
+        name = limits.CPU_ISA if limits.CPU_ISA in str(error) else limits.DEVICE
+        found.problem(str(error), f"unset {name}")
         return False
     cpu = _ext.cpu()
     found.device = {
