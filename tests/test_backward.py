@@ -115,7 +115,8 @@ def test_against_differences_of_the_float64_output(name, rng):
         setattr(x, name, start + sign * h * step)
         around.append((expected(case, x)[0] * d_out).sum())
     want = (around[0] - around[1]) / (2 * h)
-    assert (to_numpy(grad) * step).sum() == pytest.approx(want, rel=1e-3)
+    terms = to_numpy(grad) * step  # of either sign: their sum can be close to zero
+    assert terms.sum() == pytest.approx(want, abs=1e-4 * np.linalg.norm(terms))
 
 
 @pytest.mark.parametrize("mapped", ("all", "d_out"))
