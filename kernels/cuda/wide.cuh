@@ -20,7 +20,11 @@
 
 namespace sdpa {
 
-// An elected thread of each of four warps: one alone would take longer to issue the copies of V than they take.
+constexpr int kProducerWarps = 4;
+
+// An elected thread of each warp: one alone would take longer to issue the copies of V than they take. All arrive at
+// every stage, also where there is nothing to copy for them: a warp that stays behind a turn of the ring would take the
+// parity of a later turn for its own, and wait for good.
 struct WideProducer {
   const Arguments& a;
   WideShared& shared;
@@ -36,7 +40,12 @@ struct WideProducer {
     constexpr int kEach = boxes / kWideCluster;
     const unsigned full = shared_address(&shared.full[ring.stage]);
     wait(shared_address(&shared.empty[ring.stage]), ring.turn ^ 1);
-    if (warp == 0 && elected) arrive_expecting(full, kWideStageBytes);
+    if (elected) {
+      if (warp == 0)
+        arrive_expecting(full, kWideStageBytes);
+      else
+        arrive(full);
+    }
     if (warp < kEach && elected) {
       const int i = rank * kEach + warp;
       const unsigned to = shared_address(shared.ring[ring.stage]) + i * (kWideStageBytes / boxes);
@@ -74,7 +83,7 @@ extern "C" __global__ void __cluster_dims__(sdpa::kWideCluster, 1, 1)
 
   if (thread == 0) {
     SDPA_FOR (i, kStages) {
-      init_barrier(shared_address(&shared.full[i]), 1);
+      init_barrier(shared_address(&shared.full[i]), kProducerWarps);
       init_barrier(shared_address(&shared.empty[i]), kConsumerWarps * kWideCluster);
     }
     init_barrier(shared_address(&shared.maxima_ready), kConsumerWarps * 8);  // the lanes that write
