@@ -54,12 +54,12 @@ Sizes sizes_of(const Tile& t, const Problem& p, int capability) {
           .bk = t.bk, .threads = tile.threads(), .shared_bytes = tile.shared_bytes(), .launch = {}};
     }
     case Kernel::wide:
-      return {
-          .bk = kWideKeys,
-          .threads = kWideThreads,
-          .shared_bytes = wide_shared_bytes(t.d_max),
-          .launch = {
-              .cluster = kWideCluster, .box_rows_k = kWideBoxKeysK, .box_rows_v = kWideBoxKeysV}};
+      return {.bk = kWideKeys,
+              .threads = kWideThreads,
+              .shared_bytes = wide_shared_bytes(t.d_max),
+              .launch = {.cluster = p.rows() <= kWideRows ? 1 : kWideCluster,
+                         .box_rows_k = kWideBoxKeysK,
+                         .box_rows_v = kWideBoxKeysV}};
     case Kernel::prefill: {
       const int bk = prefill_keys(t.dv_max);
       const PrefillTile tile = prefill_tile(t.d_max, t.dv_max, t.bq, bk, capability);

@@ -61,6 +61,7 @@ def variant(
     vector=1,
     bits=0,
     group=64,
+    cluster=2,
 ) -> Variant:
     macros = {
         "SDPA_DTYPE": DTYPES[dtype],
@@ -76,6 +77,8 @@ def variant(
     }
     if tile.kernel in ("decode", "packed"):
         macros |= {"SDPA_BITS": bits, "SDPA_GROUP": group}
+    if tile.kernel == "wide":
+        macros["SDPA_CLUSTER"] = cluster
     return Variant(tile.kernel, arch, tuple(macros.items()))
 
 
@@ -157,8 +160,8 @@ def packed() -> Iterator[Variant]:
 def hopper() -> Iterator[Variant]:
     for tile in KERNELS:
         if tile.kernel in ("narrow", "wide"):
-            for dtype, out_f32 in (("float16", 0), ("bfloat16", 1)):
-                yield variant(tile, "90a", dtype=dtype, out_f32=out_f32)
+            for dtype, out_f32, cluster in (("float16", 0, 2), ("bfloat16", 1, 1)):
+                yield variant(tile, "90a", dtype=dtype, out_f32=out_f32, cluster=cluster)
 
 
 def merges() -> Iterator[Variant]:

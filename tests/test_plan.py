@@ -163,13 +163,13 @@ def test_a_row_of_cuda_says_what_the_header_of_its_kernel_says(tile):
         tile["kernel"] == "narrow" and tile["bq"] == 64
     )
     dims = tile["d_max"], tile["dv_max"]
-    # where no other row comes first: narrow also serves few rows, up to 256
+    # where no other row comes first: narrow also serves few rows, wide too but for a softcap
     old = tile["kernel"] == "prefill" or (tile["kernel"] == "decode" and dims[0] <= 256)
-    arch = "sm_80" if old else "sm_90"
+    arch, capped = "sm_80" if old else "sm_90", tile["kernel"] == "decode"
     Lq = tile["bq"] if few else 1000
     bits = 4 if tile["kernel"] == "packed" else 0
     plan = _ext.plan(
-        1, 2, 2, Lq, 1000, *dims, "bfloat16", backend="cuda", arch=arch, bits=bits,
+        1, 2, 2, Lq, 1000, *dims, "bfloat16", softcap=capped, backend="cuda", arch=arch, bits=bits,
         group_size=32,
     )  # fmt: skip
     assert plan["kernel"].startswith(f"sdpa_{tile['kernel']}_bfloat16_d{dims[0]}_v{dims[1]}_")

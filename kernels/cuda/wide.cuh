@@ -1,7 +1,7 @@
 // Flash attention with Hopper's warpgroup multiplies, for head dims beyond 256: tiles of 64 rows.
 //
 //   grid       (row tiles rounded up to whole clusters, KV heads, splits of the keys): see Part
-//   threads    kWideThreads: consumers 0 and 1, producer; clusters of two neighbouring row tiles
+//   threads    kWideThreads: consumers 0 and 1, producer; clusters of two neighbouring row tiles, unless there is only one
 //   memory     wide_shared_bytes(): Q [64, D], ring of stages of K and V, P [2, 64, 128], statistics
 //   registers  a consumer owns S [64, 64] of its keys and O [64, 256] of its columns: 32 + 128 floats a thread
 //
@@ -37,7 +37,7 @@ struct WideProducer {
   // key + i * keys. The bytes of a copy may come before they are expected: the phase lasts until the arrival.
   template <int boxes>
   __device__ __forceinline__ void copy(const TensorMap& map, int col, int cols, int key, int keys) {
-    constexpr int kEach = boxes / kWideCluster;
+    constexpr int kEach = boxes / kCluster;
     const unsigned full = shared_address(&shared.full[ring.stage]);
     wait(shared_address(&shared.empty[ring.stage]), ring.turn ^ 1);
     if (elected) {
@@ -45,12 +45,15 @@ struct WideProducer {
         arrive_expecting(full, kWideStageBytes);
       else
         arrive(full);
-    }
-    if (warp < kEach && elected) {
-      const int i = rank * kEach + warp;
-      const unsigned to = shared_address(shared.ring[ring.stage]) + i * (kWideStageBytes / boxes);
-      load_box_multicast(to, map, full, (1 << kWideCluster) - 1, col + i * cols, key + i * keys,
-                         tile.hkv, tile.b);
+      for (int n = warp; n < kEach; n += kProducerWarps) {
+        const int i = rank * kEach + n;
+        const unsigned to = shared_address(shared.ring[ring.stage]) + i * (kWideStageBytes / boxes);
+        if constexpr (kCluster == 1)
+          load_box_once(to, map, full, col + i * cols, key + i * keys, tile.hkv, tile.b);
+        else
+          load_box_multicast(to, map, full, (1 << kCluster) - 1, col + i * cols, key + i * keys,
+                             tile.hkv, tile.b);
+      }
     }
     ring.advance();
   }
@@ -72,7 +75,10 @@ struct WideProducer {
 
 }  // namespace sdpa
 
-extern "C" __global__ void __cluster_dims__(sdpa::kWideCluster, 1, 1)
+extern "C" __global__ void
+#if SDPA_CLUSTER > 1
+__cluster_dims__(SDPA_CLUSTER, 1, 1)
+#endif
     __launch_bounds__(sdpa::kWideThreads, 1)
         sdpa_kernel(const __grid_constant__ sdpa::Arguments a) {
   using namespace sdpa;
@@ -84,18 +90,21 @@ extern "C" __global__ void __cluster_dims__(sdpa::kWideCluster, 1, 1)
   if (thread == 0) {
     SDPA_FOR (i, kStages) {
       init_barrier(shared_address(&shared.full[i]), kProducerWarps);
-      init_barrier(shared_address(&shared.empty[i]), kConsumerWarps * kWideCluster);
+      init_barrier(shared_address(&shared.empty[i]), kConsumerWarps * kCluster);
     }
     init_barrier(shared_address(&shared.maxima_ready), kConsumerWarps * 8);  // the lanes that write
     init_barrier(shared_address(&shared.P_ready), kConsumerWarps * 32);
     fence_barrier_init();
   }
-  sync_cluster();
+  if constexpr (kCluster == 1)
+    __syncthreads();
+  else
+    sync_cluster();
 
   if (thread >= kConsumerThreads) {
     release_registers<24>();
     const int warp = __shfl_sync(~0u, thread / 32, 0) - kConsumerWarps;
-    WideProducer{a, shared, tile, cluster_rank(), warp, elect_lane()}.run();
+    WideProducer{a, shared, tile, kCluster == 1 ? 0 : cluster_rank(), warp, elect_lane()}.run();
   } else {
     claim_registers<240>();
     WideConsumer consumer{a, shared, tile, thread / 128, thread / 32 % 4, thread % 32};
@@ -103,5 +112,5 @@ extern "C" __global__ void __cluster_dims__(sdpa::kWideCluster, 1, 1)
     if (tile.blocks > 0) consumer.run();
     consumer.store();
   }
-  sync_cluster();  // the other block may still signal my barriers
+  if constexpr (kCluster > 1) sync_cluster();  // the other block may still signal my barriers
 }

@@ -43,7 +43,12 @@ struct WideConsumer {
   // Gives the stage that the finished multiplies read back to the producers that fill it.
   __device__ __forceinline__ void release() {
     if (held < 0) return;
-    if (lane < kWideCluster) arrive_after_reads_at(shared_address(&shared.empty[held]), lane);
+    const unsigned empty = shared_address(&shared.empty[held]);
+    if constexpr (kCluster == 1) {
+      if (lane == 0) arrive(empty);
+    } else {
+      if (lane < kCluster) arrive_after_reads_at(empty, lane);
+    }
     held = -1;
   }
 

@@ -8,6 +8,7 @@
 
 namespace sdpa {
 
+constexpr int kCluster = SDPA_CLUSTER;  // 1 where one tile holds all rows
 constexpr int kStages = wide_stages(SDPA_D);
 using Ring = RingOf<kStages>;
 constexpr int kConsumerWarps = 8;
@@ -46,8 +47,8 @@ __device__ inline WideTile wide_tile(const Params& p, const Part& part) {
   const int end = part.row_tile0 + part.row_tiles, index = end - 1 - x;
   // the grid's last block of an odd number of tiles only copies
   tile.row0 = index < part.row_tile0 ? tile.rows : index * kWideRows;
-  const int last_tile = end - 1 - x / kWideCluster * kWideCluster;
-  const int first_tile = max(last_tile - (kWideCluster - 1), part.row_tile0);
+  const int last_tile = end - 1 - x / kCluster * kCluster;
+  const int first_tile = max(last_tile - (kCluster - 1), part.row_tile0);
   const int last_row = min((last_tile + 1) * kWideRows, tile.rows) - 1;
   tile.keys = key_range(p, part, tile.split, first_tile * kWideRows / p.group, last_row / p.group);
   const int n = tile.keys.end - tile.keys.begin;

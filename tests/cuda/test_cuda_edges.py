@@ -25,13 +25,16 @@ def cases(tile: dict):
     D, Dv = tile["d_max"], tile["dv_max"]
     for dtype in tile["dtypes"]:
         for keys in sorted({1, tile["bk"] - 1, tile["bk"], tile["bk"] + 1, 5 * tile["bk"] + 3}):
-            few = tile["kernel"] == "decode"
-            rows = [1, tile["bq"] // 2] if few else [tile["bq"] - 1, tile["bq"], tile["bq"] + 1]
+            rows = [tile["bq"] - 1, tile["bq"], tile["bq"] + 1]  # of two heads each
+            if tile["kernel"] == "wide":
+                rows += [1, tile["bq"] // 2]
+            elif tile["kernel"] == "decode" or tile["bq"] == 64:
+                rows = [1, tile["bq"] // 2]
             for Lq in dict.fromkeys(rows):
                 for mask in ("none", "causal"):
                     yield Case(
                         Hq=4, Hkv=2, Lq=Lq, Lk=keys, D=D, Dv=Dv, dtype=dtype, mask=mask,
-                        softcap=3.0 if tile["kernel"] == "prefill" else None,
+                        softcap=3.0 if tile["kernel"] in ("prefill", "decode") else None,
                         mask_shape="QK",
                     )  # fmt: skip
 
@@ -42,19 +45,21 @@ def test_edges_of_a_tile(case, rng):
 
 
 SPECIAL = {
-    "narrow": Case(Hq=16, Hkv=2, Lq=64, Lk=5000, D=256, dtype="bfloat16", mask="causal"),
-    "wide": Case(Hq=16, Hkv=2, Lq=200, Lk=5000, D=512, dtype="bfloat16", mask="causal"),
-    "decode": Case(Hq=16, Hkv=2, Lq=1, Lk=9000, D=256, dtype="bfloat16"),
-    "prefill": Case(
-        Hq=16, Hkv=2, Lq=200, Lk=900, D=512, dtype="bfloat16", mask="causal", softcap=5.0
-    ),
+    "narrow": Case(Hq=16, Hkv=2, Lq=64, Lk=5000, D=256, mask="causal"),
+    "narrow few": Case(Hq=16, Hkv=2, Lq=1, Lk=9000, D=256),
+    "wide": Case(Hq=16, Hkv=2, Lq=200, Lk=5000, D=512, mask="causal"),
+    "wide few": Case(Hq=16, Hkv=2, Lq=1, Lk=9000, D=512),
+    "decode": Case(Hq=16, Hkv=2, Lq=1, Lk=9000, D=512, softcap=5.0),
+    "prefill": Case(Hq=16, Hkv=2, Lq=200, Lk=900, D=512, mask="causal", softcap=5.0),
 }
 
 
 @pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
-@pytest.mark.parametrize("kernel", SPECIAL)
-def test_a_call_that_the_kernel_is_for(kernel, dtype, rng):
-    case = replace(SPECIAL[kernel], dtype=dtype)
+@pytest.mark.parametrize("name", SPECIAL)
+def test_a_call_that_the_kernel_is_for(name, dtype, rng):
+    case = replace(SPECIAL[name], dtype=dtype)
     if ARCH == "sm_90":
+        kernel, *few = name.split()
         assert kernel_of(case).startswith(f"sdpa_{kernel}_")
+        assert not few or "_bq64_" in kernel_of(case)
     verify(case, rng)

@@ -79,6 +79,7 @@ CUfunc_st* attention_kernel(const Plan& plan, const Variant& v) {
     define(macros, "BITS", v.bits);
     define(macros, "GROUP", v.group);
   }
+  if (tile.kernel == Kernel::wide) define(macros, "CLUSTER", plan.launch.cluster);
   const std::string arch = device().arch + (is_hopper_only(tile.kernel) ? "a" : "");
   return kept(plan.kernel, std::string("kernels/cuda/") + name(tile.kernel) + ".cuh", arch, macros,
               plan.threadgroup_bytes);
