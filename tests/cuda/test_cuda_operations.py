@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import reference
 from cases import Case, call, expected, make, options, replace, to_numpy
+from command_line import call_in_process
 from mlx_sdpa_ext import attention
-from mlx_sdpa_ext.cli import main
 from tolerances import check, check_grad, check_lse
 
 DECODE = Case(B=1, Hq=16, Hkv=2, Lq=1, Lk=5000, D=256, dtype="bfloat16")
@@ -168,7 +168,8 @@ def test_memory_is_that_of_the_output(rng):
 
 def test_doctor_finds_the_compiled_kernels(capsys):
     mx.eval(call(DECODE, *make(DECODE, np.random.default_rng(0)).arrays, None, None))
-    assert main(["doctor", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    code, output, errors = call_in_process(capsys, "doctor", "--json")
+    assert code == 0, errors
+    found = json.loads(output)
     assert found["device"]["backend"] == "cuda"
     assert found["device"]["kernel_cache"]["kernels"] >= 1
