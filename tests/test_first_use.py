@@ -380,6 +380,19 @@ def test_a_check_is_small_and_takes_the_same_kernel(problem, chunk_size, feature
         assert selfcheck.run(check, device.current(mx.cpu)) <= selfcheck.ATOL[p.dtype]
 
 
+@pytest.mark.parametrize("D", (64, 128, 192, 256, 512))
+@pytest.mark.parametrize("Lq", (1, 40, 2048))
+def test_a_check_of_many_keys_on_an_nvidia_gpu_is_small(Lq, D):
+    """Few rows split keys there that many rows do not: the check then has fewer keys, not all."""
+    gpu = Device.named("sm_90", memory=80 << 30, tiles=device.tiles())
+    problem = Problem(1, 16, 2, Lq, 131072, D, D, "bfloat16", "causal")
+    asked = attention.plans.plan(problem, gpu, limits.of(gpu), 0)
+    check = selfcheck.small(problem, gpu, limits.of(gpu))
+    assert check.kernel == asked["kernel"]
+    assert (check.splits > 1) == (asked["splits"] > 1)
+    assert asked["bk"] < check.problem.Lk <= 2048
+
+
 @pytest.mark.parametrize("dtype", ("float32", "float16", "bfloat16"))
 @pytest.mark.parametrize("mask", ("none", "causal", "bool", "additive"))
 def test_a_check_sees_a_fault(mask, dtype, monkeypatch):

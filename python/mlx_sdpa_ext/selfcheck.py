@@ -60,13 +60,14 @@ def small(problem: Problem, device: Device, limits: Limits, chunk_size: int = 0)
     if few.window is not None and found["splits"] <= 1:
         few = few._replace(window=min(few.window, found["bk"] + 5))
     few = few._replace(Lk=min(problem.Lk, few.Lq + 3 * found["bk"] + 5))
+    splits = found["splits"] > 1
     while True:
         chunk = few.Lk // 3 + 1 if found["chunks"] > 1 else 0
         answer = plans.plan(few, device, limits, chunk)
-        as_asked = (answer["splits"] > 1) == (found["splits"] > 1)
-        if as_asked or few.Lk == problem.Lk:
+        if (answer["splits"] > 1) == splits or few.Lk == (problem.Lk if splits else 1):
             return Check(answer["kernel"], few, chunk, answer["splits"])
-        few = few._replace(Lk=min(problem.Lk, 2 * few.Lk))  # what splits its keys has more of them
+        # What splits its keys has more of them; few rows that do not split theirs have fewer.
+        few = few._replace(Lk=min(problem.Lk, 2 * few.Lk) if splits else few.Lk // 2)
 
 
 def run(check: Check, device: Device) -> float:
