@@ -22,9 +22,9 @@ namespace sdpa {
 
 constexpr int kProducerWarps = 4;
 
-// An elected thread of each warp: one alone would take longer to issue the copies of V than they take. All arrive at
-// every stage, also where there is nothing to copy for them: a warp that stays behind a turn of the ring would take the
-// parity of a later turn for its own, and wait for good.
+// An elected thread of each warp: one alone would take longer to issue the copies of V than they take. A stage is not
+// empty again before every warp has seen it empty, also those with nothing to copy: a warp that stayed behind a turn of
+// the ring would take the parity of a later turn for its own, and wait for good.
 struct WideProducer {
   const Arguments& a;
   WideShared& shared;
@@ -39,21 +39,23 @@ struct WideProducer {
   __device__ __forceinline__ void copy(const TensorMap& map, int col, int cols, int key, int keys) {
     constexpr int kEach = boxes / kCluster;
     const unsigned full = shared_address(&shared.full[ring.stage]);
-    wait(shared_address(&shared.empty[ring.stage]), ring.turn ^ 1);
-    if (elected) {
-      if (warp == 0)
-        arrive_expecting(full, kWideStageBytes);
+    const unsigned empty = shared_address(&shared.empty[ring.stage]);
+    wait(empty, ring.turn ^ 1);
+    const auto load = [&](int n) {
+      const int i = rank * kEach + n;
+      const unsigned to = shared_address(shared.ring[ring.stage]) + i * (kWideStageBytes / boxes);
+      if constexpr (kCluster == 1)
+        load_box_once(to, map, full, col + i * cols, key + i * keys, tile.hkv, tile.b);
       else
-        arrive(full);
-      for (int n = warp; n < kEach; n += kProducerWarps) {
-        const int i = rank * kEach + n;
-        const unsigned to = shared_address(shared.ring[ring.stage]) + i * (kWideStageBytes / boxes);
-        if constexpr (kCluster == 1)
-          load_box_once(to, map, full, col + i * cols, key + i * keys, tile.hkv, tile.b);
-        else
-          load_box_multicast(to, map, full, (1 << kCluster) - 1, col + i * cols, key + i * keys,
-                             tile.hkv, tile.b);
-      }
+        load_box_multicast(to, map, full, (1 << kCluster) - 1, col + i * cols, key + i * keys,
+                           tile.hkv, tile.b);
+    };
+    // One elected branch after the other: around them all, the other lanes would go on to the next wait beside this one.
+    if (elected) arrive(empty);
+    if (warp == 0 && elected) arrive_expecting(full, kWideStageBytes);
+    if (warp < kEach && elected) {
+      load(warp);
+      if constexpr (kEach > kProducerWarps) load(warp + kProducerWarps);
     }
     ring.advance();
   }
@@ -89,8 +91,8 @@ __cluster_dims__(SDPA_CLUSTER, 1, 1)
 
   if (thread == 0) {
     SDPA_FOR (i, kStages) {
-      init_barrier(shared_address(&shared.full[i]), kProducerWarps);
-      init_barrier(shared_address(&shared.empty[i]), kConsumerWarps * kCluster);
+      init_barrier(shared_address(&shared.full[i]), 1);
+      init_barrier(shared_address(&shared.empty[i]), kConsumerWarps * kCluster + kProducerWarps);
     }
     init_barrier(shared_address(&shared.maxima_ready), kConsumerWarps * 8);  // the lanes that write
     init_barrier(shared_address(&shared.P_ready), kConsumerWarps * 32);
