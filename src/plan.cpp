@@ -13,6 +13,8 @@ namespace {
 constexpr int kMinSplitKeys = 256;
 // Tasks a thread, so that threads end together although causal tiles differ in work.
 constexpr int kTasksPerThread = 2;
+// The same where decode splits the keys: a thread that wakes up late, or whose core is slower, takes fewer.
+constexpr int kSplitsPerThread = 8;
 
 // Floats of one thread's tiles: Q, S, O and a copy of strided rows, for prefill also K and V. Dimensions
 // are padded to the widest vector and micro-tile: no instruction set needs more.
@@ -126,9 +128,11 @@ void plan_cpu(const Problem& p, const Device& device, Plan& out) {
   // Split the keys only where rows and heads leave threads idle.
   const int64_t units = int64_t(p.B) * p.Hkv * out.row_tiles;
   const int64_t wanted = int64_t(device.threads) * kTasksPerThread;
+  const int64_t parts =
+      out.tile.kernel == Kernel::decode ? int64_t(device.threads) * kSplitsPerThread : wanted;
   int64_t splits = 1;
   if (device.threads > 1 && units > 0 && units < wanted)
-    splits = std::clamp<int64_t>(out.chunk_keys / kMinSplitKeys, 1, ceil_div(wanted, units));
+    splits = std::clamp<int64_t>(out.chunk_keys / kMinSplitKeys, 1, ceil_div(parts, units));
   out.split_keys = int(ceil_div(out.chunk_keys, splits));
   out.splits = int(ceil_div(out.chunk_keys, out.split_keys));
   out.tasks = units * out.splits;

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -191,3 +194,29 @@ def test_an_instruction_set_this_machine_lacks():
         assert _ext.cpu()["isa"] == isa
     _ext.set_cpu_isa("")
     assert _ext.cpu() == have
+
+
+CORES_OF_WORKERS = """
+import os
+from pathlib import Path
+import mlx.core as mx
+from mlx_sdpa_ext import attention
+
+q, k, v = (mx.ones((1, 1, n, 64)) for n in (1, 4096, 4096))
+mx.eval(attention.scaled_dot_product_attention(q, k, v, scale=1.0))
+own = os.sched_getaffinity(0)
+for task in Path("/proc/self/task").iterdir():
+    cores = os.sched_getaffinity(int(task.name))
+    if cores != own:
+        print(len(own - cores), len(cores - own))
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or _ext.cpu()["threads"] < 2,
+    reason="the workers keep off the caller's core on Linux, where there is another",
+)
+def test_workers_keep_off_the_core_of_their_caller():
+    run = [sys.executable, "-c", CORES_OF_WORKERS]
+    out = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    assert out == "1 0\n" * (_ext.cpu()["threads"] - 1)

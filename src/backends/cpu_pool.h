@@ -4,6 +4,8 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <thread>
+#include <vector>
 
 namespace sdpa::cpu {
 
@@ -33,11 +35,13 @@ class Pool {
 
   void run(int64_t tasks, int threads, Call call, const void* work);
   void loop();
+  void keep_off_callers_core();  // under mutex_
 
   std::mutex mutex_;
   std::condition_variable wake_;
-  int workers_ = 0;
-  Job* jobs_ = nullptr;  // those that run(), linked; each lies on its caller's stack
+  std::vector<std::thread::native_handle_type> workers_;
+  int callers_core_ = -1;  // that the workers keep off
+  Job* jobs_ = nullptr;    // those that run(), linked; each lies on its caller's stack
 };
 
 }  // namespace sdpa::cpu
