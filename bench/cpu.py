@@ -9,7 +9,7 @@ import mlx.core as mx
 from beside import DTYPES, beside_stock, operands
 from measure import added_memory, seconds
 from mlx_sdpa_ext import attention, limits
-from torch_beside import Torch
+from torch_beside import Torch, beside
 
 HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256), (512, 512))
 BACKENDS = ("flash", "math")  # PyTorch's on a CPU: the first has no head dims that differ
@@ -22,13 +22,9 @@ def speed(quick: bool, torch: str | None = None) -> Iterator[dict]:
 
     torch: the Python of an environment with torch, or None
     """
-    if torch is None:
-        yield {"case": "torch", "error": "not asked for: --torch PYTHON"}
-        yield from _speed(quick, None)
-        return
-    with Torch(torch, limit=300) as worker:
-        yield {"case": "torch"} | worker.about
-        yield from _speed(quick, worker if worker.gone is None else None)
+    with beside(torch, limit=300) as (about, worker):
+        yield about
+        yield from _speed(quick, worker)
 
 
 def _speed(quick: bool, torch: Torch | None) -> Iterator[dict]:
@@ -65,7 +61,7 @@ def _gemm(n: int, dtype: str, torch: Torch) -> Iterator[dict]:
 
 
 def _torch(result: dict, torch: Torch | None) -> dict:
-    """The fastest of PyTorch's kernels that takes the call."""
+    """The first of BACKENDS, the fast one before the general one, that takes the call."""
     if torch is None:
         return {}
     (_, Hq, Lq, D), (_, Hkv, Lk, _), Dv = result["q"], result["k"], result["v"][3]
@@ -87,8 +83,8 @@ def growth(quick: bool) -> Iterator[dict]:
         for Lq in (1, rows):
             arrays = operands(8, 1, Lq, keys, D, D, "bfloat16")
             mask = "causal" if Lq > 1 else None
-            call = partial(attention.scaled_dot_product_attention, scale=D**-0.5, mask=mask)
-            run = partial(call, *arrays)
+            call = {"scale": D**-0.5, "mask": mask}
+            run = partial(attention.scaled_dot_product_attention, *arrays, **call)
             taken = seconds(run, 7)
             added, _ = added_memory(run, arrays)
             yield {

@@ -17,7 +17,7 @@ import mlx_sdpa_ext
 from beside import operands, stock
 from gpu import Q_SCALE, REPEATS, Inputs, side_by_side, v_scale
 from mlx_sdpa_ext import attention, lm
-from torch_beside import Torch
+from torch_beside import Torch, beside
 
 FEW_ROWS = 64  # timed in a chain, on inputs that take turns
 GROUP_SIZE = 64
@@ -101,13 +101,9 @@ def suite(quick: bool, only: str | None = None, torch: str | None = None) -> Ite
     only:  a regular expression that a result's name must contain; None takes all
     torch: the Python of an environment with torch, or None
     """
-    if torch is None:
-        yield {"case": "torch", "error": "not asked for: --torch PYTHON"}
-        yield from _suite(quick, only, None)
-        return
-    with Torch(torch) as worker:
-        yield {"case": "torch"} | worker.about
-        yield from _suite(quick, only, worker if worker.gone is None else None)
+    with beside(torch) as (about, worker):
+        yield about
+        yield from _suite(quick, only, worker)
 
 
 def _suite(quick: bool, only: str | None, torch: Torch | None) -> Iterator[dict]:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx_sdpa_ext
+from mlx.utils import tree_flatten
 from mlx_sdpa_ext import _ext
 from mlx_sdpa_ext._mend import installed_backends
+
+Arrays = mx.array | list[mx.array]
 
 
 def cpu_name() -> str:
@@ -63,7 +66,7 @@ def environment() -> dict:
     }
 
 
-def seconds(run: Callable[[], mx.array], repeats: int, warm_up: int = 1) -> dict:
+def seconds(run: Callable[[], Arrays], repeats: int, warm_up: int = 1) -> dict:
     """Wall seconds of evaluating run(): median, best, worst and the number of repeats."""
     for _ in range(warm_up):
         mx.eval(run())
@@ -80,8 +83,8 @@ def seconds(run: Callable[[], mx.array], repeats: int, warm_up: int = 1) -> dict
     }
 
 
-def added_memory(run: Callable[[], mx.array], inputs: Sequence[mx.array]) -> tuple[int, float]:
-    """Peak bytes that run() adds above its inputs and its output, and the seconds it took."""
+def added_memory(run: Callable[[], Arrays], inputs: Sequence[mx.array]) -> tuple[int, float]:
+    """Peak bytes that run() adds above its inputs and its outputs, and the seconds it took."""
     mx.eval(*inputs)
     mx.clear_cache()
     mx.reset_peak_memory()
@@ -90,4 +93,5 @@ def added_memory(run: Callable[[], mx.array], inputs: Sequence[mx.array]) -> tup
     out = run()
     mx.eval(out)
     taken = time.perf_counter() - start
-    return mx.get_peak_memory() - before - out.nbytes, taken
+    outputs = sum(x.nbytes for _, x in tree_flatten(out))
+    return mx.get_peak_memory() - before - outputs, taken

@@ -116,5 +116,5 @@ def _spread(family: str, path: str, weight: mx.array) -> mx.array:
     # gemma3 multiplies by 1 + weight and would have scores of about 4: roundings grow from layer to
     # layer, and the logits of any two orders of summation have little to do with each other.
     if family == "gemma3_text" and "self_attn.q_norm" in path:
-        return weight * 0 - 0.5
+        return mx.full(weight.shape, -0.5, weight.dtype)
     return weight

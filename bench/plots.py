@@ -68,22 +68,14 @@ def curve(record: dict) -> list[dict]:
 
 def plot(record: dict, path: Path) -> None:
     """Writes the picture of one record to `path` (PNG)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     prefills, lengths = groups(record), curve(record)
-    count = max(1, len(prefills) + bool(lengths))
-    size = (1 + 4.2 * count, 4.8)
-    figure, axes = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False)
-    panels = list(axes[0])
+    figure, panels = panels_in_a_row(len(prefills) + bool(lengths))
     for axis, (name, results) in zip(panels, prefills):
         _draw(axis, results, range(len(results)), "tflops")
         axis.set_xticks(range(len(results)), [head_dim(result) for result in results])
         for peak in ceiling(record, "gemm", "tflops").values():
             axis.axhline(peak, **CEILING, label="bfloat16 matmul")
-        _label(axis, f"Prefill (TFLOP/s): {name}", "head_dim, or (D, Dv)")
+        label(axis, f"Prefill (TFLOP/s): {name}", "head_dim, or (D, Dv)")
     if lengths:
         axis = panels[len(prefills)]
         keys = [result["Lk"] for result in lengths]
@@ -96,24 +88,45 @@ def plot(record: dict, path: Path) -> None:
         axis.set_xticks(keys, [f"{n // 1024}K" for n in keys])
         axis.set_xticks([], minor=True)
         heads = f"{lengths[0]['Hq']} heads on {lengths[0]['Hkv']}, head_dim {lengths[0]['D']}"
-        _label(axis, f"Decode (GB/s of K and V): {heads}", "keys")
-    labels = {}
+        label(axis, f"Decode (GB/s of K and V): {heads}", "keys")
+    finish(figure, panels, title(record, "bfloat16, causal"), path)
+
+
+def panels_in_a_row(count: int) -> tuple[Any, list[Any]]:
+    """A figure of matplotlib and its axes, at least one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    size = (1 + 4.2 * max(1, count), 4.8)
+    layout = {"figsize": size, "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(1, max(1, count), **layout)
+    return figure, list(axes[0])
+
+
+def finish(figure: Any, panels: list[Any], words: str, path: Path) -> None:
+    """One legend for all panels, the title, and the file: a reader sees the old or the new one."""
+    import matplotlib.pyplot as plt
+
+    labels: dict = {}
     for axis in panels:
         labels |= dict(zip(*reversed(axis.get_legend_handles_labels())))
     if labels:
         where = {"loc": "outside lower center", "ncols": len(labels)}
         figure.legend(labels.values(), labels.keys(), frameon=False, fontsize=9, **where)
-    figure.suptitle(f"{title(record)}\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.suptitle(f"{words}\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
     part = path.with_name(path.name + ".part")
     figure.savefig(part, dpi=150, format="png")
     plt.close(figure)
     os.replace(part, path)
 
 
-def title(record: dict) -> str:
+def title(record: dict, calls: str) -> str:
+    """Where and when, and what the calls have in common."""
     at = record["environment"]
-    causal = "bfloat16, causal; work counts visible scores only"
-    return f"{at.get('gpu') or at['device']}, MLX {at['mlx']}, {at['date']}: {causal}"
+    where = f"{at.get('gpu') or at['device']}, MLX {at['mlx']}, {at['date']}"
+    return f"{where}: {calls}; work counts visible scores only"
 
 
 def _draw(axis: Any, results: list[dict], xs: Any, unit: str) -> None:
@@ -124,7 +137,7 @@ def _draw(axis: Any, results: list[dict], xs: Any, unit: str) -> None:
             axis.plot(*zip(*points), ms=5, **style)
 
 
-def _label(axis: Any, name: str, across: str) -> None:
+def label(axis: Any, name: str, across: str) -> None:
     axis.set_ylim(bottom=0)
     axis.set_xlabel(across)
     axis.set_title(name, loc="left", fontsize=10)

@@ -8,12 +8,25 @@ import queue
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 WORKER = Path(__file__).with_name("torch_worker.py")
 BACKENDS = ("flash", "cudnn")
+
+
+@contextmanager
+def beside(python: str | None, limit: float = 120) -> Iterator[tuple[dict, "Torch | None"]]:
+    """The first result of a suite, which says what torch is, and the worker if there is one.
+
+    python: of an environment with torch; None where it was not asked for
+    """
+    if python is None:
+        yield {"case": "torch", "error": "not asked for: --torch PYTHON"}, None
+        return
+    with Torch(python, limit=limit) as worker:
+        yield {"case": "torch"} | worker.about, worker if worker.gone is None else None
 
 
 class Torch:

@@ -1,11 +1,10 @@
 """Training on the CPU: time and memory of a forward and backward pass, beside stock, by length."""
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 from beside import operands, stock
+from measure import added_memory, seconds
 from mlx_sdpa_ext import attention
 
 HEADS, D = 2, 64
@@ -43,14 +42,8 @@ def passes(function: Callable, arrays: list[mx.array], d_out: mx.array, repeats:
         )
         return [*outputs, *grads]
 
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    results = both()  # also the warm-up
-    mx.eval(results)
-    added = mx.get_peak_memory() - before - sum(x.nbytes for x in results)
-    del results
-    forward_s, both_s = (median(run, repeats) for run in (forward, both))
+    added, _ = added_memory(both, [*arrays, d_out])  # also the warm-up
+    forward_s, both_s = (seconds(run, repeats, warm_up=0)["median_s"] for run in (forward, both))
     return {
         "forward_s": forward_s,
         "both_s": both_s,
@@ -58,15 +51,6 @@ def passes(function: Callable, arrays: list[mx.array], d_out: mx.array, repeats:
         "added_bytes": added,
         "repeats": repeats,
     }
-
-
-def median(run: Callable[[], list[mx.array]], repeats: int) -> float:
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        mx.eval(run())
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
 
 
 TITLES = ("case", "shape", "ours backward, adds", "stock backward, adds", "")

@@ -117,17 +117,21 @@ def _speed_row(result: dict) -> str:
         if side is None or "error" in side:
             cells += ["-", "-"] if who == "torch" else ["-"]
             continue
-        taken, rate = side["median_s"] * 1e3, result["flops"] / side["median_s"] / 1e9
-        time = f"{taken:.3g}" if taken < 1000 else f"{taken:,.0f}"
+        rate = result["flops"] / side["median_s"] / 1e9
         speed = f"{rate:.{0 if rate >= 10 else 1}f} GFLOP/s"
         if few:
             kv = result["kv_gb_per_s"] * result["ours"]["median_s"]
             speed = f"{kv / side['median_s']:.3g} GB/s"
         math = ", unfused" if side.get("backend") == "math" else ""
-        cells.append(f"{time} ms, {speed}{math}")
+        cells.append(f"{_ms(side['median_s'])}, {speed}{math}")
         if who != "ours":
             cells.append(f"{side['median_s'] / result['ours']['median_s']:.3g}x")
     return f"| {' | '.join(cells)} |"
+
+
+def _ms(seconds: float) -> str:
+    taken = seconds * 1e3
+    return f"{taken:.3g} ms" if taken < 1000 else f"{taken:,.0f} ms"
 
 
 def _ceilings(found: dict[str, list[dict]]) -> str:
@@ -170,9 +174,8 @@ def training() -> str:
     for result in record["results"]:
         cells = [str(result["q"][2])]
         for who in ("ours", "stock"):
-            taken, added = result[who]["backward_s"] * 1e3, result[who]["added_bytes"] / 2**20
-            time = f"{taken:.3g}" if taken < 1000 else f"{taken:,.0f}"
-            cells += [f"{time} ms", f"{added:,.1f} MiB"]
+            added = result[who]["added_bytes"] / 2**20
+            cells += [_ms(result[who]["backward_s"]), f"{added:,.1f} MiB"]
         ratio = result["stock"]["backward_s"] / result["ours"]["backward_s"]
         rows.append(f"| {' | '.join(cells)} | {ratio:.0f}x |")
     note = (
