@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import counts
-from measure import environment
+from mlx_sdpa_ext.bench.measure import environment
 from rich.console import Console
 from rich.table import Table
 

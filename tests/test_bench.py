@@ -1,25 +1,15 @@
-"""The suites of bench/ run; what they measure is asserted nowhere."""
+"""The suites of `mlx-sdpa-ext bench` run; what they measure is asserted nowhere."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import islice
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
-
-BENCH = Path(__file__).parents[1] / "bench"
-sys.path.append(str(BENCH))
-
-import cpu  # noqa: E402
-import cpu_plot  # noqa: E402
-import metal  # noqa: E402
-import run  # noqa: E402
-import training  # noqa: E402
-from measure import environment  # noqa: E402
+from command_line import call
+from mlx_sdpa_ext.bench import cpu, cpu_plot, metal, rows, training
+from mlx_sdpa_ext.bench.measure import environment
 
 
 def test_the_metal_suite_with_the_cpu_in_the_place_of_the_gpu():
@@ -42,10 +32,8 @@ def test_the_training_suite():
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="there is a GPU")
-def test_the_metal_suite_without_a_gpu():
-    done = subprocess.run(
-        [sys.executable, BENCH / "run.py", "metal", "--quick"], capture_output=True, text=True
-    )
+def test_the_metal_suite_without_a_gpu(tmp_path):
+    done = call("bench", "metal", "--quick", cwd=tmp_path)
     assert done.returncode == 2
     assert "this MLX has no Metal GPU" in done.stderr
 
@@ -68,7 +56,7 @@ def test_the_cpu_suite(tmp_path):
     peak = {"case": "ceiling", "name": "gemm", "by": "torch", "n": 9, "dtype": "float32"}
     found += [peak | {"gflops": 5.0, "median_s": 1.0}, peak | {"error": "no memory"}]
     for result in found:
-        assert len(run.cpu_row(result)) == len(run.SUITES["cpu"].titles)
+        assert len(rows.cpu_row(result)) == len(rows.CPU_TITLES)
     record = {"environment": environment(), "results": found}
     cpu_plot.plot(record, tmp_path / "cpu.png")
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-from pathlib import Path
 
+import cuda_tables
 import mlx.core as mx
 import numpy as np
 import pytest
+from command_line import call, call_in_process
 from mlx_sdpa_ext import attention
-
-ROOT = Path(__file__).parents[1]
-BENCH = ROOT / "bench"
-sys.path.append(str(BENCH))
-
-import cuda  # noqa: E402
-import cuda_tables  # noqa: E402
-import gpu  # noqa: E402
-import growth  # noqa: E402
-import plots  # noqa: E402
-import run  # noqa: E402
-from torch_beside import Torch  # noqa: E402
+from mlx_sdpa_ext.bench import cuda, cuda_plot, growth, rows, side_by_side, suites
+from mlx_sdpa_ext.bench.torch_beside import Torch
+from mlx_sdpa_ext.cli import bench as command
 
 SOME = r"D256 bfloat16|D\(192|gemm|read|growth"
 WORKER = """
@@ -88,7 +79,7 @@ def test_a_chain_keeps_its_queries_of_one_size():
     for i in range(12):
         q = call(q, *(first, second)[i % 2].rest)
     size = float(mx.sqrt(mx.mean(q.astype(mx.float32) ** 2)))
-    assert size == pytest.approx(gpu.Q_SCALE, rel=0.5)
+    assert size == pytest.approx(side_by_side.Q_SCALE, rel=0.5)
 
 
 def test_the_suite_says_of_each_case_what_ran_and_how_fast(record):
@@ -144,7 +135,7 @@ def test_a_side_that_fails_is_an_error_beside_the_other():
 
     case = cuda.Case("decode", 1, 64, 64, 64)
     ours = cuda.dense_calls(case)["ours"]
-    found = gpu.side_by_side({"ours": ours, "stock": fails}, [case.inputs()], True, 2)
+    found = side_by_side.side_by_side({"ours": ours, "stock": fails}, [case.inputs()], True, 2)
     assert found["stock"] == {"error": "[malloc] Unable to allocate 9 bytes."}
     assert found["ours"]["median_s"] > 0
 
@@ -159,15 +150,17 @@ def test_a_cache_that_grows(name):
 
 
 def test_the_record_is_drawn(record, tmp_path):
-    plots.plot(record, tmp_path / "cuda.png")
+    cuda_plot.plot(record, tmp_path / "cuda.png")
     assert (tmp_path / "cuda.png").read_bytes().startswith(b"\x89PNG")
-    assert [r["Lk"] for r in plots.curve(record)] == sorted(r["Lk"] for r in plots.curve(record))
-    assert all(value > 0 for value in plots.ceiling(record, "gemm", "tflops").values())
+    assert [r["Lk"] for r in cuda_plot.curve(record)] == sorted(
+        r["Lk"] for r in cuda_plot.curve(record)
+    )
+    assert all(value > 0 for value in cuda_plot.ceiling(record, "gemm", "tflops").values())
     for result in record["results"]:
         if "stock" in result:
             result = {**result, "stock": {"error": "out of memory"}}
-            assert "tflops" not in plots.side_of(result, "stock")
-    plots.plot({**record, "results": []}, tmp_path / "empty.png")
+            assert "tflops" not in cuda_plot.side_of(result, "stock")
+    cuda_plot.plot({**record, "results": []}, tmp_path / "empty.png")
 
 
 def test_the_record_is_shown(record, tmp_path):
@@ -201,38 +194,36 @@ def test_a_record_without_torch_or_stock_is_shown(record, tmp_path):
 def test_what_is_written_is_whole_and_named_after_the_gpu(tmp_path):
     out = tmp_path / "x.json"
     for n in range(2):
-        run.write({"n": n}, out)
+        command.write({"n": n}, out)
     assert json.loads(out.read_text()) == {"n": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
-    assert run.default_name("cuda", "NVIDIA H100 80GB HBM3") == "cuda-h100-80gb-hbm3.json"
-    assert run.default_name("cpu", None) == "cpu.json"
+    assert suites.record_name("cuda", "NVIDIA H100 80GB HBM3") == "cuda-h100-80gb-hbm3"
+    assert suites.record_name("cpu", None) == "cpu"
 
 
 @pytest.mark.skipif(mx.cuda.is_available(), reason="there is a GPU")
-def test_without_an_nvidia_gpu():
-    done = subprocess.run(
-        [sys.executable, BENCH / "run.py", "cuda", "--quick"], capture_output=True, text=True
-    )
+def test_without_an_nvidia_gpu(tmp_path):
+    done = call("bench", "cuda", "--quick", cwd=tmp_path)
     assert done.returncode == 2
     assert "this MLX has no NVIDIA GPU" in done.stderr
 
 
-def test_an_interrupted_suite_leaves_what_was_finished(tmp_path, monkeypatch):
+def test_an_interrupted_suite_leaves_what_was_finished(tmp_path, monkeypatch, capsys):
     def interrupted(options):
         yield {"case": "torch", "error": "none"}
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(run.SUITES, "cpu", run.Suite(interrupted, "cpu", cuda.TITLES, cuda.row))
-    monkeypatch.setattr(sys, "argv", ["run.py", "cpu", "--out", str(tmp_path / "cpu.json")])
-    monkeypatch.setattr(mx, "set_default_device", lambda device: None)
-    assert run.main() == 130
+    suite = suites.Suite("", interrupted, "cpu", rows.CPU_TITLES, rows.cpu_row)
+    monkeypatch.setitem(suites.SUITES, "cpu", suite)
+    code, said, _ = call_in_process(capsys, "bench", "cpu", "--out", str(tmp_path))
+    assert code == 130 and "torch" in said
     record = json.loads((tmp_path / "cpu.json").read_text())
     assert record["interrupted"] and len(record["results"]) == 1
 
 
 def test_a_slope_that_something_held_up():
     taken = iter([2.0, 3.0, 2.0, 1.0])
-    assert gpu.slope(lambda calls: next(taken), 2) == 0.5
-    assert gpu.slope(lambda calls: next(taken), 2) == 0.25
-    assert gpu.summary([1.0, 2.0, 3.0])["median_s"] == 2.0
-    assert np.isfinite(gpu.summary([1.0])["quartiles_s"]).all()
+    assert side_by_side.slope(lambda calls: next(taken), 2) == 0.5
+    assert side_by_side.slope(lambda calls: next(taken), 2) == 0.25
+    assert side_by_side.summary([1.0, 2.0, 3.0])["median_s"] == 2.0
+    assert np.isfinite(side_by_side.summary([1.0])["quartiles_s"]).all()

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
-
-import numpy as np
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
 import cuda_tables
-import models
-from model_configs import MODELS, SIZES, config_of
+import numpy as np
+import pytest
+from mlx_sdpa_ext.bench import models
+from mlx_sdpa_ext.bench.model_configs import MODELS, SIZES, config_of
 
 TINY = {"contexts": (64, 128), "step": 32, "decode": 4, "small": True}
 
@@ -58,7 +54,7 @@ def test_out_of_time_is_a_result():
 
 def test_a_process_that_dies_or_hangs_is_a_result(tmp_path, monkeypatch):
     worker = tmp_path / "worker.py"
-    monkeypatch.setattr(models, "WORKER", worker)
+    monkeypatch.setattr(models, "WORKER", (sys.executable, str(worker)))
     task = {"out": str(tmp_path / "ours.json"), "limit": 0}
     worker.write_text("raise SystemExit('[malloc] no memory')")
     found, arrays = models.run(task)

@@ -1,24 +1,19 @@
-"""mlx_lm.server and mlx-lm's commands with the patch: bench/soak.py in short, and what it sees.
+"""mlx_lm.server and mlx-lm's commands with the patch: the suite soak in short, and what it sees.
 
-Each server is a process; the whole load is `python bench/run.py soak`.
+Each server is a process; the whole load is `mlx-sdpa-ext bench soak`.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import command_line
 import pytest
 import serving_table
-
-BENCH = Path(__file__).parents[1] / "bench"
-sys.path.append(str(BENCH))
-
-import soak  # noqa: E402
-from served_model import SERVED, write  # noqa: E402
-from server import OURS, STOCK  # noqa: E402
+from mlx_sdpa_ext.bench import soak
+from mlx_sdpa_ext.bench.served_model import SERVED, write
+from mlx_sdpa_ext.bench.server import OURS, STOCK
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="memory, threads and files are read in /proc"

@@ -18,7 +18,7 @@ def records(results: Path, suite: str) -> list[tuple[str, dict]]:
 def cuda(results: Path, docs: Path) -> str:
     """Speed and memory of each case, ceilings, growth; the picture above where it was drawn."""
     blocks = [_cuda(record, name, docs) for name, record in records(results, "cuda")]
-    return "\n\n".join(blocks) or "Not measured yet: `python bench/run.py cuda`."
+    return "\n\n".join(blocks) or "Not measured yet: `mlx-sdpa-ext bench cuda`."
 
 
 def _cuda(record: dict, name: str, docs: Path) -> str:
@@ -106,7 +106,7 @@ def _growth(record: dict) -> str:
 def models(results: Path) -> str:
     """Prefill and decode of whole models, with the patch and without."""
     blocks = [_models(record) for _, record in records(results, "models")]
-    return "\n\n".join(blocks) or "Not measured yet: `python bench/run.py models`."
+    return "\n\n".join(blocks) or "Not measured yet: `mlx-sdpa-ext bench models`."
 
 
 def _models(record: dict) -> str:

@@ -234,3 +234,61 @@ def demo(
 
     settings = command.Settings.parse(model, contexts, budget, out, dtype, step, not no_stock)
     raise typer.Exit(command.demo(settings))
+
+
+@app.command(epilog="Example: mlx-sdpa-ext bench quick")
+def bench(
+    ctx: typer.Context,
+    suite: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SUITE", help="What to measure; left out: the list.", show_default=False
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small shapes, to see that a suite works.")
+    ] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(help="cuda, models, soak: results whose name this regex finds.", metavar="RE"),
+    ] = None,
+    torch: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda: set PyTorch beside, with this Python of an environment that has it.",
+            metavar="PYTHON",
+        ),
+    ] = None,
+    limit: Annotated[
+        float, typer.Option(help="models: seconds for one model on one side.")
+    ] = 120.0,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the JSON and the picture, made if needed.")
+    ] = Path("mlx-sdpa-ext-bench"),
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            help="Measure nothing: what became faster from one JSON file to another.",
+            metavar="BEFORE AFTER",
+        ),
+    ] = None,
+    commit: Annotated[
+        str | None, typer.Option(help="To record, where the sources have no .git.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Measure this package beside stock MLX, in one run on this machine.
+
+    Prints a table, and writes JSON and, for most suites, a picture. Ctrl-C keeps what is finished.
+    """
+    need_package(ctx)
+    from . import bench as command
+
+    if compare is not None:
+        if suite is not None:
+            fail("bench: --compare measures nothing: leave the suite out")
+        raise typer.Exit(command.compare(*compare, as_json))
+    if suite is None:
+        raise typer.Exit(command.list_suites())
+    call = command.Call(suite, quick, only, torch, limit, commit, out, as_json)
+    raise typer.Exit(command.bench(call))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -26,6 +28,16 @@ def fail(message: str, code: int = USAGE) -> NoReturn:
     """Prints one message to standard error and ends the command with `code`."""
     print(f"mlx-sdpa-ext: {message}", file=sys.stderr)
     raise typer.Exit(code)
+
+
+def make_folder(command: str, folder: Path) -> None:
+    """Makes the folder of --out; ends the command with one message where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        fail(f"{command}: cannot write to --out {folder}: {error.strerror}")
 
 
 def print_json(data: Any) -> None:

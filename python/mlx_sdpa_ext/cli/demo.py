@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from rich.progress import (
 import mlx_sdpa_ext
 
 from . import machine
-from .console import FAILED, INTERRUPTED, OK, err, fail, out, seconds_text
+from .console import FAILED, INTERRUPTED, OK, err, fail, make_folder, out, seconds_text
 
 DTYPES = ("float32", "float16", "bfloat16")
 TASKS = {"rest": "without attention", "ours": "mlx-sdpa-ext", "stock": "stock"}
@@ -82,7 +81,7 @@ def demo(settings: Settings) -> int:
     """Measures, prints the table, writes the picture and the JSON; returns the exit code."""
     if find_spec("mlx_lm") is None:
         fail("demo needs mlx-lm; install with: pip install 'mlx-sdpa-ext[lm]'", FAILED)
-    _make_folder(settings.out)
+    make_folder("demo", settings.out)
     import mlx.core as mx
 
     from .models import ModelError, read_model, small_model
@@ -301,12 +300,3 @@ def _facts(settings: Settings, model: Any) -> dict[str, Any]:
             "prompt": "random tokens, seed 1",
         },
     }
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        fail(f"demo: cannot write to --out {folder}: {error.strerror}")

@@ -4,30 +4,28 @@ mlx-lm evaluates only the cache while it prefills: there the attention of the la
 """
 
 import importlib
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-
-from tiny_models import FAMILIES
-
 
 class Model(NamedTuple):
-    """A family of mlx-lm and what is changed of its small configuration in tests/."""
+    """A family of mlx-lm, and its configuration less the sizes of what is around the attention."""
 
     family: str
     attention: str  # of the layers that matter here, in words
     config: dict[str, Any]
-    base: str | None = None  # the family in tests/tiny_models.py, if it is another
 
 
 SIZES = {"vocab_size": 8192, "hidden_size": 2048, "intermediate_size": 6144}
+SMALL = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 64}
 MLA = {
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
     "num_hidden_layers": 4,
     "first_k_dense_replace": 4,
     "num_attention_heads": 16,
@@ -48,8 +46,10 @@ MODELS = {
         "gemma3_text",
         "16 heads on 2, head_dim 256, in 6 layers",
         {
+            "head_dim": 256,
             "num_hidden_layers": 6,
-            "sliding_window_pattern": 1,
+            "sliding_window": 48,
+            "sliding_window_pattern": 1,  # no layer has one
             "num_attention_heads": 16,
             "num_key_value_heads": 2,
         },
@@ -58,8 +58,11 @@ MODELS = {
         "gemma4_text",
         "16 heads on 2, head_dim 512, in 3 layers; 16 on 8, 256, window 1024, in 3",
         {
+            "head_dim": 256,
+            "global_head_dim": 512,
             "num_hidden_layers": 6,
             "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": 96,
             "hidden_size_per_layer_input": 0,
             "layer_types": ["full_attention", "sliding_attention"] * 3,
             "sliding_window": 1024,
@@ -73,7 +76,6 @@ MODELS = {
         "deepseek_v2",
         "16 heads, head_dim (192, 128), in 4 layers",
         {**MLA, "rope_scaling": YARN},
-        base="deepseek_v3",
     ),
     # mlx-lm makes the scores of the rope part an additive mask: [16, 2048, Lk] in a prefill step.
     "MLA": Model(
@@ -86,9 +88,7 @@ MODELS = {
 
 def config_of(name: str, small: bool = False) -> dict[str, Any]:
     """The configuration; `small` keeps the attention and has almost nothing around it."""
-    model = MODELS[name]
-    sizes = {} if small else SIZES
-    return FAMILIES[model.base or model.family].config | sizes | model.config
+    return {"rms_norm_eps": 1e-6} | (SMALL if small else SIZES) | MODELS[name].config
 
 
 def make(name: str, small: bool = False, seed: int = 0, dtype: str = "bfloat16") -> Any:

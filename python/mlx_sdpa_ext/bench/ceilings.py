@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import mlx.core as mx
-from gpu import FAILURES, Inputs, side_by_side, slope, summary
-from torch_beside import Torch
+
+from .side_by_side import FAILURES, Inputs, side_by_side, slope, summary
+from .torch_beside import Torch
 
 CACHED_BYTES = 256 << 20  # inputs that take turns are larger together than any L2 cache
 

@@ -4,8 +4,9 @@ from functools import partial
 from itertools import cycle
 
 import mlx.core as mx
-from measure import seconds
-from mlx_sdpa_ext import attention
+
+from .. import attention
+from .measure import seconds
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 stock = mx.fast.scaled_dot_product_attention

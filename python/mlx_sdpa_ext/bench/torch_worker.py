@@ -1,9 +1,9 @@
 """PyTorch's attention, matmul and reductions on its GPU: a process that answers requests.
 
-    PYTHON bench/torch_worker.py      # of an environment with torch; no MLX is imported
+    PYTHON torch_worker.py      # of an environment with torch; no MLX is imported
 
 It writes what it is as one line of JSON, then answers each line of JSON on standard input with one.
-bench/torch_beside.py asks; times are taken as bench/gpu.py takes them.
+torch_beside.py asks; times are taken as side_by_side.py takes them.
 """
 
 import sys

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx_sdpa_ext import attention
+
+from .. import attention
 
 WARM_UP = 3  # steps not counted: kernels are compiled, memory is mapped
 Hq, Hkv, D = 16, 2, 256

@@ -1,6 +1,6 @@
 """One model on one side, in a process of its own: prefill, then decode, greedily or as told.
 
-bench/models.py starts it and gives it its task as JSON; what it finds is in the files that the task
+models.py starts it and gives it its task as JSON; what it finds is in the files that the task
 names, at any time, so that one that is killed, or that the GPU's memory kills, has said how far it
 came.
 """
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx_sdpa_ext
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_sdpa_ext.cli.prefill import Point, Prefill, prefill
-from model_configs import make
+
+import mlx_sdpa_ext
+
+from ..cli.prefill import Point, Prefill, prefill
+from .model_configs import make
 
 FAILURES = (RuntimeError, ValueError, TypeError, MemoryError)
 

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 VOCAB = 256
 FIRST_WORD = 32  # of the prompts of clients; server.py has those from 2 on for itself
@@ -134,8 +132,11 @@ def _spread(path: str, weight: mx.array, noise: float = 0.0) -> mx.array:
     return weight * (1 + noise * mx.random.normal(weight.shape, key=key))
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer() -> Any:
     """Words `w2` ... `w255`, separated by spaces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     words = {"<unk>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, VOCAB)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
-import ceilings
-import growth
 import mlx.core as mx
+
 import mlx_sdpa_ext
-from beside import operands, stock
-from gpu import Q_SCALE, REPEATS, Inputs, side_by_side, v_scale
-from mlx_sdpa_ext import attention, lm
-from torch_beside import Torch, beside
+
+from .. import attention, lm
+from . import ceilings, growth
+from .beside import operands, stock
+from .side_by_side import Q_SCALE, REPEATS, Inputs, side_by_side, v_scale
+from .torch_beside import Torch, beside
 
 FEW_ROWS = 64  # timed in a chain, on inputs that take turns
 GROUP_SIZE = 64
@@ -57,7 +58,7 @@ class Case(NamedTuple):
         return self.Lq <= FEW_ROWS and self.Dv == self.D
 
     def inputs(self) -> Inputs:
-        """Q ~ N(0, s^2), K ~ N(0, 1) and V so that O ~ N(0, s^2): bench/gpu.py."""
+        """Q ~ N(0, s^2), K ~ N(0, 1) and V so that O ~ N(0, s^2): side_by_side.py."""
         q, k, v = operands(self.Hq, self.Hkv, self.Lq, self.Lk, self.D, self.Dv, self.dtype)
         q, v = q * Q_SCALE, v * v_scale(self.Lk)
         if self.kind == "quantized":

@@ -23,7 +23,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from measure import added_memory
+
+from .measure import added_memory
 
 BATCH_SECONDS, MOST_CALLS = 5e-3, 100
 REPEATS = 25

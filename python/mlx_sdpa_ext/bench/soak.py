@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from served_model import FIRST_WORD, SERVED, VOCAB, WINDOW
-from server import IDLE, OURS, STOCK, Server, serving
+from .served_model import FIRST_WORD, SERVED, VOCAB, WINDOW
+from .server import IDLE, OURS, STOCK, Server, serving
 
 REQUESTS, QUICK_REQUESTS = 500, 24
 WAVE, QUICK_WAVE = 50, 8

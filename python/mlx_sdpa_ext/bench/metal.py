@@ -5,7 +5,7 @@ Written without a Mac: its sizes are guesses at what takes a few minutes on an M
 
 from collections.abc import Iterator
 
-from beside import beside_stock, operands
+from .beside import beside_stock, operands
 
 # D, Dv: where stock fuses, and where it does not.
 HEAD_DIMS = [(64, 64), (128, 128), (192, 128), (192, 192), (256, 256), (512, 512)]

@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-import ceilings
 import mlx.core as mx
-from beside import DTYPES, beside_stock, operands
-from measure import added_memory, seconds
-from mlx_sdpa_ext import attention, limits
-from torch_beside import Torch, beside
+
+from .. import attention, limits
+from . import ceilings
+from .beside import DTYPES, beside_stock, operands
+from .measure import added_memory, seconds
+from .torch_beside import Torch, beside
 
 HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256), (512, 512))
 BACKENDS = ("flash", "math")  # PyTorch's on a CPU: the first has no head dims that differ

@@ -2,17 +2,17 @@
 
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
 import mlx.core as mx
-import mlx_sdpa_ext
 from mlx.utils import tree_flatten
-from mlx_sdpa_ext import _ext
-from mlx_sdpa_ext._mend import installed_backends
+
+from .. import _ext
+from .._mend import installed_backends
+from ..cli import machine
 
 Arrays = mx.array | list[mx.array]
 
@@ -26,16 +26,6 @@ def cpu_name() -> str:
         )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of this checkout, with a + where files differ from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        return None
-    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
 def gpu() -> dict:
@@ -61,8 +51,8 @@ def environment() -> dict:
         "system": platform.platform(),
         "python": platform.python_version(),
         "mlx": mx.__version__,
-        "mlx_sdpa_ext": mlx_sdpa_ext.__version__,
-        "commit": commit(),
+        "mlx_sdpa_ext": machine.package_version(),
+        "commit": machine.commit(),
     }
 
 

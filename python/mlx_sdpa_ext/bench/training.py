@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 
 import mlx.core as mx
-from beside import operands, stock
-from measure import added_memory, seconds
-from mlx_sdpa_ext import attention
+
+from .. import attention
+from .beside import operands, stock
+from .measure import added_memory, seconds
 
 HEADS, D = 2, 64
 

@@ -1,12 +1,8 @@
-"""Draw what `bench/run.py cpu` measured: GFLOP/s of prefill by head dim, and the matmul's.
-
-python bench/cpu_plot.py                     bench/results/cpu.json to docs/cpu.png
-python bench/cpu_plot.py RECORD.json PICTURE.png
-"""
+"""Draw what the suite cpu measured: GFLOP/s of prefill by head dim, and the matmul's."""
 
 from pathlib import Path
 
-from plots import CEILING, STYLES, finish, label, main, panels_in_a_row, title
+from .pictures import CEILING, STYLES, finish, label, panels_in_a_row, title
 
 TORCH = STYLES["flash"] | {"label": "PyTorch"}
 
@@ -46,7 +42,3 @@ def _peaks(record: dict, dtype: str) -> list[float]:
         for r in record["results"]
         if r["case"] == "ceiling" and r["name"] == "gemm" and r["dtype"] == dtype and "gflops" in r
     ]
-
-
-if __name__ == "__main__":
-    main(plot, "cpu.json")

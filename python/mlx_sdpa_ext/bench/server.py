@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from served_model import EXPECTED, SERVED, write
+from .served_model import EXPECTED, SERVED, write
 
 START_SECONDS, STOP_SECONDS, REQUEST_SECONDS = 120, 60, 300
 SETTLE_SECONDS = 10

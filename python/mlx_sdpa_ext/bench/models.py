@@ -17,9 +17,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from model_configs import MODELS
 
-WORKER = Path(__file__).with_name("model_worker.py")
+from .model_configs import MODELS
+
+WORKER = (sys.executable, "-m", "mlx_sdpa_ext.bench.model_worker")
 CONTEXTS, STEP, DECODE = (8192, 32768, 131072), 2048, 64
 QUICK_CONTEXTS = (8192, 32768)
 GRACE = 60  # seconds beyond its limit in which a process that is told to stop by itself has to end
@@ -85,7 +86,7 @@ def run(task: dict) -> tuple[dict, dict[str, np.ndarray]]:
     error = None
     try:
         done = subprocess.run(
-            [sys.executable, str(WORKER), json.dumps(task)],
+            [*WORKER, json.dumps(task)],
             capture_output=True,
             text=True,
             timeout=limit,
