@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import zlib
 
 import macos_build
@@ -14,6 +15,10 @@ import pytest
 from mlx_sdpa_ext import _ext
 
 mx.set_default_device(mx.cpu)
+
+# A profile that the user has measured would change routes: here and in processes that tests start.
+SETTINGS = tempfile.TemporaryDirectory(prefix="mlx-sdpa-ext-", ignore_cleanup_errors=True)
+os.environ["XDG_CONFIG_HOME"] = SETTINGS.name
 
 # The tests in cuda/ need an NVIDIA GPU and mlx[cuda13]: tools/run_cuda_tests.sh.
 ON_CUDA = os.environ.get("MLX_SDPA_EXT_DEVICE") == "cuda"

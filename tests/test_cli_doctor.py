@@ -180,7 +180,7 @@ def test_an_unknown_command_is_refused(capsys):
 
 def test_compiled_cuda_kernels_are_counted(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cuda.verdicts.sys, "platform", "linux")
+    monkeypatch.setattr(cuda.folders.sys, "platform", "linux")
     folder = cuda.kernel_cache()
     assert doctor._kernel_cache() == {"folder": str(folder), "kernels": 0, "bytes": 0}
     folder.mkdir(parents=True)

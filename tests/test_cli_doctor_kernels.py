@@ -10,7 +10,17 @@ import json
 import mlx.core as mx
 import pytest
 from command_line import call, call_in_process
-from mlx_sdpa_ext import _ext, attention, device, first_use, limits, plans, selfcheck, verdicts
+from mlx_sdpa_ext import (
+    _ext,
+    attention,
+    device,
+    first_use,
+    folders,
+    limits,
+    plans,
+    selfcheck,
+    verdicts,
+)
 from mlx_sdpa_ext.cli import doctor, selftest
 from mlx_sdpa_ext.words import Device
 
@@ -23,7 +33,7 @@ def mac(monkeypatch, tmp_path):
 
     def stand_in(where):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setattr(verdicts.sys, "platform", "linux")
+        monkeypatch.setattr(folders.sys, "platform", "linux")
         monkeypatch.setattr(device, "current", lambda stream=None: where)
         monkeypatch.setattr(attention, "_in_force", None)
         monkeypatch.setattr(first_use, "_failed", {})

@@ -32,7 +32,7 @@ def test_this_machine(capsys):
     assert answer["problem"] == LONG_PROBLEM._asdict()
     room = answer["limits"]["memory_limit"]
     assert 0 < room <= bounds.memory_limit
-    assert answer["limits"] == {**bounds._asdict(), "memory_limit": room}
+    assert answer["limits"] == {**bounds._asdict(), "memory_limit": room, "calibrated": []}
     assert answer["route"] == planned(here, bounds._replace(memory_limit=room))._asdict()
     _, output, _ = call_in_process(capsys, "explain", *LONG)
     assert ", by what is free now)" in " ".join(output.split())

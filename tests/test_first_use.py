@@ -17,6 +17,7 @@ from mlx_sdpa_ext import (
     attention,
     device,
     first_use,
+    folders,
     limits,
     patched,
     selfcheck,
@@ -53,7 +54,7 @@ class Mac:
 def mac(monkeypatch, tmp_path):
     stand_in = Mac()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(verdicts.sys, "platform", "linux")
+    monkeypatch.setattr(folders.sys, "platform", "linux")
     monkeypatch.setattr(device, "current", lambda stream=None: M4_MAX)
     monkeypatch.setattr(_ext, "prepare", stand_in.prepare)
     monkeypatch.setattr(_ext, "set_gpu_limits", lambda **bounds: None)
@@ -275,9 +276,10 @@ def test_another_machine_or_version_checks_again(mac, monkeypatch):
 
 
 def test_macos_has_its_own_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(verdicts.sys, "platform", "darwin")
-    monkeypatch.setattr(verdicts.Path, "home", lambda: tmp_path)
-    assert verdicts.folder() == tmp_path / "Library" / "Caches" / "mlx-sdpa-ext"
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(folders.sys, "platform", "darwin")
+    monkeypatch.setattr(folders.Path, "home", lambda: tmp_path)
+    assert verdicts.file(M4_MAX).parent == tmp_path / "Library" / "Caches" / "mlx-sdpa-ext"
 
 
 TRANSFORMS = {

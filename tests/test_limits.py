@@ -52,6 +52,7 @@ def test_the_environment_is_on_top_of_the_profile():
             "MLX_SDPA_CHUNK_SIZE": "100",
             "MLX_SDPA_EXT_FUSED_MIN_KEYS": "0",
             "MLX_SDPA_EXT_MEMORY_LIMIT": "256MiB",
+            "MLX_SDPA_EXT_PROFILE": "none",
             "MLX_SDPA_EXT_DISPATCH_MS": "50",
             "MLX_SDPA_EXT_DEVICE": "software-metal",
             "MLX_SDPA_EXT_CPU_THREADS": "3",
@@ -61,7 +62,9 @@ def test_the_environment_is_on_top_of_the_profile():
         }
     )
     device = "software-metal:applegpu_g15s"
-    assert chosen == limits.Settings(1000, 100, 0, 256 << 20, 50, device, 3, "avx2", False, True)
+    assert chosen == limits.Settings(
+        1000, 100, 0, 256 << 20, "none", 50, device, 3, "avx2", False, True
+    )
     assert chosen.software_arch == "applegpu_g15s"
     bounds = limits.of(M4_MAX, chosen)
     assert (bounds.chunk_threshold, bounds.chunk_size, bounds.chunk_asked) == (1000, 100, True)
@@ -102,6 +105,7 @@ BAD = [
     ("MLX_SDPA_CHUNK_SIZE", "2147483648", "a whole number from 1 to 2147483647"),
     ("MLX_SDPA_EXT_FUSED_MIN_KEYS", "-1", "a whole number from 0 to 2147483647"),
     ("MLX_SDPA_EXT_MEMORY_LIMIT", "half", "512MiB or 2GB"),
+    ("MLX_SDPA_EXT_PROFILE", "off", "the name of a .json file, or none"),
     ("MLX_SDPA_EXT_DISPATCH_MS", "0", "a whole number from 1 to 60000"),
     (
         "MLX_SDPA_EXT_DEVICE",
@@ -156,6 +160,13 @@ def test_changes_count_from_refresh_on(environment):
     limits.refresh()
     assert limits.of(CPU, limits.settings()).memory_limit == 10**9
     assert limits.in_force() == {"MLX_SDPA_EXT_MEMORY_LIMIT": "1GB"}
+
+
+def test_changes_inside_a_block(environment):
+    before = limits.settings()
+    with limits.using(memory_limit=5):
+        assert limits.settings() == before._replace(memory_limit=5)
+    assert limits.settings() is before
 
 
 def test_disable_is_read_when_asked(environment):

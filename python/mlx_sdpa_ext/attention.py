@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ from . import device as devices
 from . import limits as settings
 from .first_use import Gate
 from .memory import Headroom
+from .profiles import Value, user
 from .stats import record
 from .words import Device, Problem, Route, Support
 
@@ -259,7 +261,9 @@ def supports(
         raise ValueError(f"dtype: got {dtype!r}; allowed are the floating dtypes of MLX")
     where = _of_backend(backend)
     name = str(dtype).removeprefix("mlx.core.")
-    return router.supports(head_dim, Dv, name, where, settings.of(where))
+    here = where in (devices.current(), devices.cpu())
+    bounds = settings.of(where, measured=measured(where) if here else settings.NOTHING_MEASURED)
+    return router.supports(head_dim, Dv, name, where, bounds)
 
 
 def _of_backend(backend: str | None) -> Device:
@@ -276,6 +280,18 @@ def _of_backend(backend: str | None) -> Device:
 STAND_INS = {"cpu": "baseline", "metal": "applegpu_g13g", "cuda": "sm_90"}
 
 
+def profile_of(device: Device) -> user.Found:
+    """The user's own profile of a device of this machine."""
+    return user.find(device, partial(devices.name, device.backend), settings.settings().profile)
+
+
+def measured(device: Device) -> dict[str, Value]:
+    """The thresholds of that profile; one that does not count is warned of."""
+    found = profile_of(device)
+    user.warn(found)
+    return found.values
+
+
 Call = tuple[mx.array, mx.array, mx.array, Any, Any]  # q, k, v, mask, sinks
 
 
@@ -287,7 +303,7 @@ class _Place:
         self._chosen = chosen
         self._headroom = None if chosen.memory_limit else Headroom(device)
         self._free = 0  # as it was when the limit was last asked for
-        self.limits = settings.of(device, chosen)
+        self.limits = settings.of(device, chosen, measured(device))
         self.gate = Gate(device, self.limits) if device.backend != "cpu" and device.tiles else None
         self.routes: dict[tuple[Any, ...], Route] = {}
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from . import _ext, verdicts
+from . import _ext, folders
 
 _LIBRARY = Path(__file__).with_name("_ext_cuda.so")
 _loaded = False
@@ -49,4 +49,4 @@ def kernel_cache() -> Path:
     Raises:
         RuntimeError: the user has no home folder.
     """
-    return verdicts.folder() / "cuda"
+    return folders.cache() / "cuda"

@@ -175,6 +175,20 @@ def cpu_memory() -> int:
     return total
 
 
+@lru_cache(maxsize=4)
+def name(backend: str) -> str:
+    """What the system calls a device of this machine, such as "Apple M4 Max" or "AMD EPYC"."""
+    if backend != "cpu":
+        return str(mx.device_info(mx.Device(mx.gpu, 0)).get("device_name", backend))
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def _neural_accelerators(arch: str) -> bool:
     """As MLX asks: the GPU has them, macOS is 26.2 or later, and the wheel was built with them.
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from .profiles import profile
+from .profiles import Value, profile
+from .profiles.user import NONE
 from .words import Device, Limits
 
 _UNITS = {"": 1, "B": 1}
@@ -26,6 +28,7 @@ LEAST_LIMIT = 16 << 20  # bytes that the temporaries of a call may always take
 LIMIT_STEPS = 8
 DEVICE = "MLX_SDPA_EXT_DEVICE"
 CPU_ISA = "MLX_SDPA_EXT_CPU_ISA"
+PROFILE = "MLX_SDPA_EXT_PROFILE"
 DISPATCH_MS = "MLX_SDPA_EXT_DISPATCH_MS"
 SOFTWARE_METAL = "software-metal"
 SOFTWARE_ARCH = "applegpu_g15s"  # an M3 Max, unless another is named
@@ -50,6 +53,13 @@ def _instruction_set(text: str) -> str:
     """Which of them there are, only the build and the machine know: `_ext.set_cpu_isa` refuses."""
     if not re.fullmatch(r"[a-z0-9]+", text):
         raise ValueError("the name of an instruction set, such as avx2")
+    return text
+
+
+def _file(text: str) -> str:
+    """A .json file, or none. Whether it is there shows where it is read (profiles/user.py)."""
+    if text != NONE and not text.endswith(".json"):
+        raise ValueError("the name of a .json file, or none")
     return text
 
 
@@ -121,6 +131,14 @@ VARIABLES = (
         "memory_limit",
     ),
     Variable(
+        PROFILE,
+        "the one that `mlx-sdpa-ext calibrate` wrote, if any",
+        "A file as `mlx-sdpa-ext calibrate` writes it, whose thresholds beat those of this "
+        "package; `none`: no such file.",
+        _file,
+        "profile",
+    ),
+    Variable(
         DISPATCH_MS,
         "250",
         "Metal: milliseconds that one dispatch, and one command buffer, of this package's kernels "
@@ -176,6 +194,7 @@ class Settings(NamedTuple):
     chunk_size: int | None = None
     fused_min_keys: int | None = None
     memory_limit: int | None = None
+    profile: str | None = None  # a .json file, or "none"
     dispatch_ms: int | None = None
     device: str | None = None  # "cpu", "metal", "cuda" or "software-metal:ARCH"
     cpu_threads: int | None = None
@@ -191,6 +210,8 @@ class Settings(NamedTuple):
 
 
 NOTHING_SET = Settings()
+NOTHING_MEASURED: Mapping[str, Value] = {}
+DECIDES_UNFUSED = ("fused_min_keys", "unfused_dim")  # which MLX_SDPA_EXT_FUSED_MIN_KEYS replaces
 
 
 def _value(variable: Variable, environment: Mapping[str, str]) -> Any:
@@ -235,6 +256,18 @@ def refresh() -> Settings:
     return _settings
 
 
+@contextmanager
+def using(**changed: Any) -> Iterator[None]:
+    """Inside, attention calls follow the settings with some of them changed."""
+    global _settings
+    before = settings()
+    _settings = before._replace(**changed)
+    try:
+        yield
+    finally:
+        _settings = before
+
+
 def disabled() -> bool:
     """Whether MLX_SDPA_EXT_DISABLE is set now.
 
@@ -264,12 +297,19 @@ def less_margin(free: int, margin: int) -> int:
     return room // step * step
 
 
-def of(device: Device, chosen: Settings = NOTHING_SET) -> Limits:
-    """The limits of a device while all its memory is free: its profile, and the settings. Pure."""
+def of(
+    device: Device, chosen: Settings = NOTHING_SET, measured: Mapping[str, Value] = NOTHING_MEASURED
+) -> Limits:
+    """The limits of a device while all its memory is free. Pure.
+
+    Its shipped profile, on top of it what the user has `measured` there, on top of it the settings.
+    """
     # Who sets fused_min_keys wants fused kernels beyond, also where matmuls are faster.
     accelerated = device.neural_accelerators and chosen.fused_min_keys is None
     rows = profile(device.backend, device.arch, accelerated)
-    known = {name: entry.value for name, entry in rows.items()}
+    if chosen.fused_min_keys is not None:
+        measured = {name: value for name, value in measured.items() if name not in DECIDES_UNFUSED}
+    known = {name: entry.value for name, entry in (rows | dict(measured)).items()}
     plain = Limits._field_defaults
     fused_min_keys = chosen.fused_min_keys
     if fused_min_keys is None:
@@ -293,4 +333,5 @@ def of(device: Device, chosen: Settings = NOTHING_SET) -> Limits:
         fill_blocks=int(known.get("fill_blocks", plain["fill_blocks"])),
         decode_over_stock=bool(known.get("decode_over_stock")),
         prefill_over_stock=bool(known.get("prefill_over_stock")),
+        calibrated=tuple(sorted(measured)),
     )

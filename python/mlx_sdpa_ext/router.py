@@ -71,12 +71,13 @@ def route(
     cannot = inexpressible(problem)
     stock = None if cannot else stock_route(problem, device)
     if stock and stock.bounded and not (tile and _beats_stock(problem, limits)):
-        return _stock(problem, stock)
+        flag = _over_stock(problem)
+        return _stock(problem, stock, _by(limits, flag, stock.reason) if tile else None)
     reason = stock.reason if stock else f"{cannot}"  # why stock does not do it by itself ...
     if failed:
         reason = f"{reason}; {_no_tile(problem, device, failed)}"
     if tile and stock and stock.bounded:
-        return _fused(problem, tile, f"{reason}; {BEATS_STOCK}")
+        return _fused(problem, tile, f"{reason}; {_by(limits, _over_stock(problem), BEATS_STOCK)}")
     if tile:
         fused, why = _weigh(problem, limits)
         reason = f"{reason}; {why}"  # ... and why this path does
@@ -97,6 +98,8 @@ def route(
 BEATS_STOCK = "the fused kernel of this package is the faster one here"
 EXCEEDED = "the unfused scores exceed the memory limit"
 CARRY_EXCEEDS = "what chunks carry on exceeds the memory limit, and one pass over the keys does not"
+SHARED = "with few query rows, a fused kernel shares each key among the heads of a GQA group"
+FUSED_FASTEST = "a fused kernel is the fastest path at this head dim"
 BEYOND_MIN_KEYS = "beyond fused_min_keys a fused kernel bounds the memory"
 UNFUSED_FASTER = "the unfused path is faster at this head dim"
 SHORT = "each matmul short for the GPU watchdog"
@@ -108,26 +111,32 @@ def _weigh(p: Problem, limits: Limits) -> tuple[bool, Reason]:
     if p.Lq <= FEW_ROWS:
         return True, "a fused kernel reads each key and value once"
     if p.Lq <= limits.middle_rows:
-        return (
-            True,
-            "with few query rows, a fused kernel shares each key among the heads of a GQA group",
-        )
+        return True, _by(limits, "middle_rows", SHARED)
     if dim <= limits.fused_dim:
-        return True, "a fused kernel is the fastest path at this head dim"
+        return True, _by(limits, "fused_dim", FUSED_FASTEST)
     if dim > limits.unfused_dim:
         if unfused_bytes(p, rows=1) > limits.memory_limit:
             return True, EXCEEDED
-        return False, UNFUSED_FASTER
+        return False, _by(limits, "unfused_dim", UNFUSED_FASTER)
     if unfused_bytes(p) > limits.memory_limit:
         return True, EXCEEDED
     if p.Lk > limits.fused_min_keys:
-        return True, BEYOND_MIN_KEYS
-    return False, UNFUSED_FASTER
+        return True, _by(limits, "fused_min_keys", BEYOND_MIN_KEYS)
+    return False, _by(limits, "fused_min_keys", UNFUSED_FASTER)
+
+
+def _by(limits: Limits, threshold: str, reason: Reason) -> Reason:
+    """`reason`, which follows from a threshold; it says so where that is of the user's profile."""
+    return f"{reason}, by your profile" if threshold in limits.calibrated else reason
+
+
+def _over_stock(p: Problem) -> str:
+    return "decode_over_stock" if p.Lq <= FEW_ROWS else "prefill_over_stock"
 
 
 def _beats_stock(p: Problem, limits: Limits) -> bool:
     """Whether our fused kernel is faster than stock's, where both serve the call."""
-    return limits.decode_over_stock if p.Lq <= FEW_ROWS else limits.prefill_over_stock
+    return getattr(limits, _over_stock(p))
 
 
 def _weigh_stock(p: Problem, limits: Limits) -> tuple[bool, Reason]:
@@ -138,10 +147,11 @@ def _weigh_stock(p: Problem, limits: Limits) -> tuple[bool, Reason]:
     else:
         unfused = unfused_bytes(p)
     if small and unfused <= limits.memory_limit:
-        return False, UNFUSED_FASTER
+        threshold = "fused_min_keys" if max(p.D, p.Dv) <= limits.unfused_dim else "unfused_dim"
+        return False, _by(limits, threshold, UNFUSED_FASTER)
     if limits.dispatch_flops and flops(p) > limits.dispatch_flops:
         return False, "its fused kernel might run into the GPU watchdog"
-    return True, EXCEEDED if small else BEYOND_MIN_KEYS
+    return True, EXCEEDED if small else _by(limits, "fused_min_keys", BEYOND_MIN_KEYS)
 
 
 def _asked(path: str, force_fused: bool) -> str:

@@ -11,23 +11,15 @@ import hashlib
 import json
 import os
 import platform
-import sys
 import tempfile
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from . import _build_info, _ext
+from . import _build_info, _ext, folders
 from .words import Device
 
 Verdicts = dict[str, str]  # a kernel with its features (selfcheck.Check) -> what is wrong, or ""
-
-
-def folder() -> Path:
-    """Where a user's caches are on this system."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mlx-sdpa-ext"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx-sdpa-ext"
 
 
 def file(device: Device) -> Path:
@@ -37,7 +29,7 @@ def file(device: Device) -> Path:
         *(device.mlx, _build_info.VERSION, _kernels()),
     ]
     name = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
-    return folder() / f"kernels-{device.arch}-{name}.json"
+    return folders.cache() / f"kernels-{device.arch}-{name}.json"
 
 
 @lru_cache(maxsize=1)

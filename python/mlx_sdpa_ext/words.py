@@ -174,6 +174,7 @@ class Limits(NamedTuple):
     # Whether our fused kernel is faster than one of stock's that serves the call too.
     decode_over_stock: bool = False
     prefill_over_stock: bool = False
+    calibrated: tuple[str, ...] = ()  # which of these are of the user's own profile
 
     @property
     def block_limit(self) -> int:

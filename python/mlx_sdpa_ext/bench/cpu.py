@@ -1,6 +1,5 @@
 """CPU suites: speed beside stock and PyTorch, and memory beside stock."""
 
-import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -109,12 +108,11 @@ def memory(quick: bool) -> Iterator[dict]:
     rows, keys = (256, 4096) if quick else (2048, 32768)
     q, k, v = operands(16, 2, rows, keys, 256, 256, "float32")
     limit = 256 * 2**20 * rows * keys // (2048 * 32768)
-    os.environ["MLX_SDPA_EXT_MEMORY_LIMIT"] = str(limit)
-    limits.refresh()
     for path in ("fused", "chunked", "unfused", "stock"):
         call = {"scale": 1 / 16, "mask": "causal", "path": path}
         run = partial(attention.scaled_dot_product_attention, q, k, v, **call)
-        added, taken = added_memory(run, [q, k, v])
+        with limits.using(memory_limit=limit):
+            added, taken = added_memory(run, [q, k, v])
         yield {
             "case": "memory",
             "path": path,

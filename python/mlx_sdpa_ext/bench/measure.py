@@ -5,27 +5,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
-from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .. import _ext
+from .. import _ext, device
 from .._mend import installed_backends
 from ..cli import machine
 
 Arrays = mx.array | list[mx.array]
-
-
-def cpu_name() -> str:
-    """The CPU's model name, or the architecture where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def gpu() -> dict:
@@ -44,7 +32,7 @@ def environment() -> dict:
     cpu = _ext.cpu()
     return {
         "date": date.today().isoformat(),
-        "device": cpu_name(),
+        "device": device.name("cpu"),
         **gpu(),
         "isa": cpu["isa"],
         "threads": cpu["threads"],

@@ -36,6 +36,7 @@ class Findings:
     backends: dict[str, str] = field(default_factory=dict)
     device: dict[str, Any] | None = None
     limits: dict[str, Any] | None = None
+    profile: dict[str, Any] | None = None  # the user's own, of the device
     failed_kernels: dict[str, str] = field(default_factory=dict)  # kernel -> what is wrong
     selftest: list[dict[str, Any]] | None = None  # rows of selftest.selftest, if asked for
     interrupted: bool = False  # it was, and the rest of its rows is missing
@@ -152,6 +153,7 @@ def _look_at_device(found: Findings) -> bool:
         found.notes.append(SOFTWARE)
     if device.backend == "metal":
         found.notes.append(WATCHDOG.format(bound=limits.DISPATCH_MS))
+    _look_at_profile(found, device)
     bounds, follows = machine.bounds(device)
     found.limits = {**bounds._asdict(), "memory_limit_follows": follows}
     for d, dv in HEAD_DIMS:
@@ -161,6 +163,33 @@ def _look_at_device(found: Findings) -> bool:
             row[dtype] = {"prefill": support.prefill, "decode": support.decode}
         found.head_dims.append(row)
     return True
+
+
+def _look_at_profile(found: Findings, device: Any) -> None:
+    """Which thresholds are the user's own; one that does not count is said here, and not again."""
+    from .. import attention, limits
+    from ..profiles import user
+
+    profile = attention.profile_of(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        user.warn(profile)
+    if profile.file is None or not (profile.values or profile.ignored or profile.measured):
+        return
+    found.profile = {
+        "file": str(profile.file),
+        "measured": profile.measured,
+        "values": {name: value.value for name, value in profile.values.items()},
+        "ignored": profile.ignored,
+    }
+    if profile.broken:
+        mend = f"delete it, or unset {limits.PROFILE}" if limits.settings().profile else "delete it"
+        found.problem(f"the profile {profile.file} is ignored: {profile.ignored}", mend)
+    elif profile.ignored:
+        found.notes.append(
+            f"the profile {profile.file} is ignored: {profile.ignored}; "
+            "mlx-sdpa-ext calibrate measures anew"
+        )
 
 
 def _kernel_cache() -> dict[str, Any] | None:
@@ -356,6 +385,7 @@ def _sections(found: Findings) -> list[tuple[str, list[tuple]]]:
                     *_kernel_cache_row(device),
                     ("memory limit", f"{bytes_text(bounds['memory_limit'])} for the temporaries of "
                      f"one call, {bounds['memory_limit_follows']}"),
+                    ("profile", _profile_text(found.profile)),
                     *((f"backend {name}", text) for name, text in found.backends.items()),
                 ],
             )
@@ -367,6 +397,15 @@ def _sections(found: Findings) -> list[tuple[str, list[tuple]]]:
         set_to = f"{row['value']}, where the default is " if row["value"] else ""
         rows.append((row["name"], f"{set_to}{row['default']}"))
     return [*sections, ("environment", rows)]
+
+
+def _profile_text(profile: dict[str, Any] | None) -> str:
+    if profile is None:
+        return "as shipped; mlx-sdpa-ext calibrate measures this machine's own"
+    if profile["ignored"]:
+        return f"as shipped; {profile['file']} is ignored"
+    values = ", ".join(f"{name} {value}" for name, value in profile["values"].items())
+    return f"{profile['file']}, measured {profile['measured']}: {values or 'as shipped'}"
 
 
 def _kernel_cache_row(device: dict[str, Any]) -> list[tuple[str, str]]:

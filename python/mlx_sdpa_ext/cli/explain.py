@@ -47,7 +47,7 @@ class Where:
 
 def explain(call: Call, where: Where, as_json: bool) -> None:
     """Prints the route; ends with one message and exit code 2 when it is asked wrongly."""
-    from .. import plans, router
+    from .. import attention, plans, router
     from . import machine
 
     try:
@@ -56,6 +56,7 @@ def explain(call: Call, where: Where, as_json: bool) -> None:
         bounds, limited = machine.bounds(device)
         route = router.route(problem, device, bounds, call.path)
         route = plans.planned(route, problem, device, bounds)
+        profile = attention.profile_of(device) if bounds.calibrated else None
     except (ValueError, TypeError) as error:
         # what a Python caller knows as an argument is an option here
         fail("explain: " + re.sub(r"^(arch|mlx|path)(?=[:=])", r"--\1", str(error)))
@@ -66,10 +67,11 @@ def explain(call: Call, where: Where, as_json: bool) -> None:
                 "device": {**device._asdict(), "tiles": len(device.tiles)},
                 "limits": bounds._asdict(),
                 "route": route._asdict(),
+                "profile": str(profile.file) if profile else None,
             }
         )
     else:
-        _print(problem, device, bounds, limited, route)
+        _print(problem, device, bounds, limited, route, profile)
 
 
 def _problem(call: Call) -> Any:
@@ -153,7 +155,7 @@ def _device(where: Where) -> Any:
     return device._replace(**{name: value for name, value in changed.items() if value is not None})
 
 
-def _print(problem: Any, device: Any, bounds: Any, limited: str, route: Any) -> None:
+def _print(problem: Any, device: Any, bounds: Any, limited: str, route: Any, profile: Any) -> None:
     from ..router import unfused_bytes
 
     p = problem
@@ -190,6 +192,8 @@ def _print(problem: Any, device: Any, bounds: Any, limited: str, route: Any) -> 
         f"limit: {bytes_text(bounds.memory_limit)}, {limited})",
         "work": f"{route.flops / 1e9:,.4g} GFLOP",
     }
+    if profile:
+        rows["profile"] = f"{profile.file}, measured {profile.measured}"
     if route.chunk_size:
         rows["chunks"] = f"{route.chunks} of {route.chunk_size:,} keys"
     if route.block_rows:

@@ -1,7 +1,8 @@
 """Shipped thresholds per device, as data: each number says where it comes from.
 
 A file applies to the devices whose architecture matches its pattern, and only to those with neural
-accelerators if it says so; of two that give the same number, the longer pattern wins.
+accelerators if it says so; of two that give the same number, the longer pattern wins. What the user
+has measured (user.py) is on top of them.
 """
 
 from __future__ import annotations
