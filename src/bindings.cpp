@@ -75,14 +75,24 @@ NB_MODULE(_ext, m) {
       "quantized_sdpa",
       [](mx::array q, mx::array k, mx::array k_scales, mx::array k_biases, mx::array v,
          mx::array v_scales, mx::array v_biases, float scale, int group_size, int bits,
-         sdpa::MaskArgument mask, std::optional<float> softcap, mx::StreamOrDevice stream) {
-        return sdpa::quantized_attention(q, {k, k_scales, k_biases}, {v, v_scales, v_biases},
-                                         {group_size, bits}, mask, softcap, scale, stream)[0];
+         sdpa::MaskArgument mask, std::optional<mx::array> sinks, std::optional<int> window,
+         std::optional<float> softcap, bool return_lse, mx::StreamOrDevice stream) {
+        return sdpa::quantized_attention({.q = q,
+                                          .k = {k, k_scales, k_biases},
+                                          .v = {v, v_scales, v_biases},
+                                          .quantization = {group_size, bits},
+                                          .mask = mask,
+                                          .sinks = sinks,
+                                          .window = window,
+                                          .softcap = softcap},
+                                         scale, return_lse, stream);
       },
       "q"_a, "k"_a, "k_scales"_a, "k_biases"_a, "v"_a, "v_scales"_a, "v_biases"_a, nb::kw_only(),
-      "scale"_a, "group_size"_a, "bits"_a, "mask"_a = nb::none(), "softcap"_a = nb::none(),
+      "scale"_a, "group_size"_a, "bits"_a, "mask"_a = nb::none(), "sinks"_a = nb::none(),
+      "window"_a = nb::none(), "softcap"_a = nb::none(), "return_lse"_a = false,
       "stream"_a = nb::none(),
-      "The fused primitive over a quantized cache that the kernel reads directly.");
+      "The fused primitive over a quantized cache that the kernel reads directly: [out] or "
+      "[out, lse].");
 
   m.def(
       "unfused",

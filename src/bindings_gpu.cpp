@@ -74,8 +74,12 @@ void bind_gpu(nb::module_& m) {
       [](mx::array q, mx::array k, mx::array k_scales, mx::array k_biases, mx::array v,
          mx::array v_scales, mx::array v_biases, int group_size, int bits, sdpa::MaskArgument mask,
          std::optional<float> softcap) {
-        return answer(sdpa::prepare_quantized(q, {k, k_scales, k_biases}, {v, v_scales, v_biases},
-                                              {group_size, bits}, mask, softcap));
+        return answer(sdpa::prepare_quantized({.q = q,
+                                               .k = {k, k_scales, k_biases},
+                                               .v = {v, v_scales, v_biases},
+                                               .quantization = {group_size, bits},
+                                               .mask = mask,
+                                               .softcap = softcap}));
       },
       "q"_a, "k"_a, "k_scales"_a, "k_biases"_a, "v"_a, "v_scales"_a, "v_biases"_a, nb::kw_only(),
       "group_size"_a, "bits"_a, "mask"_a = nb::none(), "softcap"_a = nb::none(),

@@ -145,20 +145,18 @@ array unpacked(const char* name, const Packed& x, Quantization quantization) {
 }
 
 // The call as if the cache had never been quantized.
-std::pair<Arguments, Checked> check_quantized(const array& q, const Packed& k, const Packed& v,
-                                              Quantization quantization, const MaskArgument& mask,
-                                              std::optional<float> softcap) {
-  Arguments x{q,
-              unpacked("k", k, quantization),
-              unpacked("v", v, quantization),
-              mask,
-              std::nullopt,
-              std::nullopt,
-              softcap};
-  Checked checked = check(x);
-  checked.problem.bits = quantization.bits;
-  checked.problem.group_size = quantization.group_size;
-  return {std::move(x), checked};
+std::pair<Arguments, Checked> check_quantized(const QuantizedArguments& x) {
+  Arguments as_if{x.q,
+                  unpacked("k", x.k, x.quantization),
+                  unpacked("v", x.v, x.quantization),
+                  x.mask,
+                  x.sinks,
+                  x.window,
+                  x.softcap};
+  Checked checked = check(as_if);
+  checked.problem.bits = x.quantization.bits;
+  checked.problem.group_size = x.quantization.group_size;
+  return {std::move(as_if), checked};
 }
 
 // Compiles what the problem runs on the GPU backend, if there is one: the kernel that fails, if one does.
@@ -264,19 +262,20 @@ std::vector<array> fused_attention(const Arguments& x, float scale, const FusedO
   return out;
 }
 
-std::vector<array> quantized_attention(const array& q, const Packed& k, const Packed& v,
-                                       Quantization quantization, const MaskArgument& mask,
-                                       std::optional<float> softcap, float scale,
+std::vector<array> quantized_attention(const QuantizedArguments& x, float scale, bool return_lse,
                                        mx::StreamOrDevice s) {
-  const auto [x, checked] = check_quantized(q, k, v, quantization, mask, softcap);
+  const auto [as_if, checked] = check_quantized(x);
+  if (checked.dtype == mx::float64)
+    refuse("the kernels for quantized caches compute in float32, not in float64");
   const mx::Stream stream = mx::to_stream(s);
   if (const auto no = unsupported(checked.problem, device_of(stream.device))) refuse(no->reason);
-  auto [inputs, a] = lower(x, checked, scale, s);
-  a.bits = quantization.bits;
-  a.group_size = quantization.group_size;
-  inputs[1] = k.words;
-  inputs[2] = v.words;
-  for (const array* part : {&k.scales, &k.biases, &v.scales, &v.biases})
+  auto [inputs, a] = lower(as_if, checked, scale, s);
+  a.want_lse = return_lse;
+  a.bits = x.quantization.bits;
+  a.group_size = x.quantization.group_size;
+  inputs[1] = x.k.words;
+  inputs[2] = x.v.words;
+  for (const array* part : {&x.k.scales, &x.k.biases, &x.v.scales, &x.v.biases})
     inputs.push_back(mx::astype(*part, checked.dtype, s));
   return Sdpa::make(std::move(inputs), a, stream);
 }
@@ -290,10 +289,8 @@ std::optional<Failed> prepare(const Arguments& x, const FusedOptions& o, bool ca
   return prepare(p);
 }
 
-std::optional<Failed> prepare_quantized(const array& q, const Packed& k, const Packed& v,
-                                        Quantization quantization, const MaskArgument& mask,
-                                        std::optional<float> softcap) {
-  return prepare(check_quantized(q, k, v, quantization, mask, softcap).second.problem);
+std::optional<Failed> prepare_quantized(const QuantizedArguments& x) {
+  return prepare(check_quantized(x).second.problem);
 }
 
 std::vector<array> unfused_attention(const Arguments& x, float scale, int block_rows,

@@ -57,11 +57,20 @@ struct Quantization {
   int group_size, bits;
 };
 
-// {out} of attention over a quantized cache that the kernel reads directly. Throws std::invalid_argument where no kernel
-// does, as it does on arguments that do not fit.
-std::vector<mx::array> quantized_attention(const mx::array& q, const Packed& k, const Packed& v,
-                                           Quantization, const MaskArgument& mask,
-                                           std::optional<float> softcap, float scale,
+// Arguments with keys and values of a quantized cache in the place of k and v.
+struct QuantizedArguments {
+  mx::array q;
+  Packed k, v;
+  Quantization quantization;
+  MaskArgument mask;
+  std::optional<mx::array> sinks = std::nullopt;
+  std::optional<int> window = std::nullopt;
+  std::optional<float> softcap = std::nullopt;
+};
+
+// {out} or {out, lse} of attention over a quantized cache that the kernel reads directly. Throws std::invalid_argument
+// where no kernel does, as it does on arguments that do not fit.
+std::vector<mx::array> quantized_attention(const QuantizedArguments&, float scale, bool return_lse,
                                            mx::StreamOrDevice);
 
 struct Failed {
@@ -73,9 +82,7 @@ struct Failed {
 std::optional<Failed> prepare(const Arguments&, const FusedOptions&, bool carry);
 
 // The same of quantized_attention().
-std::optional<Failed> prepare_quantized(const mx::array& q, const Packed& k, const Packed& v,
-                                        Quantization, const MaskArgument& mask,
-                                        std::optional<float> softcap);
+std::optional<Failed> prepare_quantized(const QuantizedArguments&);
 
 // {out} or {out, lse} from stock operations, at most block_rows query rows at a time (0 = all).
 std::vector<mx::array> unfused_attention(const Arguments&, float scale, int block_rows,

@@ -16,12 +16,13 @@ constexpr int kTasksPerThread = 2;
 // The same where decode splits the keys: a thread that wakes up late, or whose core is slower, takes fewer.
 constexpr int kSplitsPerThread = 8;
 
-// Floats of one thread's tiles: Q, S, O and a copy of strided rows, for prefill also K and V. Dimensions
+// Floats of one thread's tiles: Q, S, O and a copy of strided rows, for prefill and quantized caches also K and V. Dimensions
 // are padded to the widest vector and micro-tile: no instruction set needs more.
 int64_t tile_floats(const Tile& tile, const Problem& p) {
   constexpr int64_t kPad = 32;
   const int64_t keys = tile.bk + kPad, D = p.D + kPad, Dv = p.Dv + kPad;
-  if (tile.kernel == Kernel::decode) return tile.bq * (D + Dv + keys) + tile.bk * std::max(D, Dv);
+  if (tile.kernel == Kernel::decode && !p.bits)
+    return tile.bq * (D + Dv + keys) + tile.bk * std::max(D, Dv);
   return (tile.bq + kPad) * (D + Dv + keys) + keys * (D + Dv) + 16 * std::max(D, Dv);
 }
 
@@ -74,7 +75,7 @@ bool shares_well(const Tile& tile, const Problem& p, const Device& device) {
 
 // The first row that serves the problem: where the rows of a KV head fit one tile, that of a kernel for few rows.
 const Tile* choose(const Problem& p, const Device& device) {
-  if (p.bits && device.backend != Backend::cuda) return nullptr;
+  if (p.bits && device.backend == Backend::metal) return nullptr;
   if (device.backend == Backend::cuda) return choose_cuda(p, device);
   const auto first = [&](Kernel kernel, bool must_fit) -> const Tile* {
     for (const Tile& t : tiles()) {

@@ -181,17 +181,18 @@ def packed(inputs: Inputs) -> tuple:
     return tuple(inputs.keys.arrays), tuple(inputs.values.arrays)
 
 
+# Of 6 bits by blocks, of 4 and 8 packed.
+@pytest.mark.parametrize(("bits", "path"), [(4, "fused"), (6, "chunked"), (8, "fused")])
 @pytest.mark.parametrize("mask", [None, "causal", ("bool", "B1QK"), ("additive", "QK")])
-def test_in_the_place_of_mlx_lms_function(mask, rng):
-    inputs = Inputs.random(Case(mask=mask), rng)
-    stock = STOCK(mx.array(inputs.q), *packed(inputs), inputs.scale, inputs.mask, 64, 8)
+def test_in_the_place_of_mlx_lms_function(mask, bits, path, rng):
+    inputs = Inputs.random(Case(mask=mask, bits=bits), rng)
+    how = {"scale": inputs.scale, "mask": inputs.mask, "group_size": 64, "bits": bits}
+    stock = STOCK(mx.array(inputs.q), *packed(inputs), **how)
     with mlx_sdpa_ext.patched():
-        ours = base.quantized_scaled_dot_product_attention(
-            inputs.q, *packed(inputs), scale=inputs.scale, mask=inputs.mask, group_size=64, bits=8
-        )
+        ours = base.quantized_scaled_dot_product_attention(inputs.q, *packed(inputs), **how)
         stats = mlx_sdpa_ext.stats()
     np.testing.assert_allclose(ours, stock, atol=1e-4)
-    assert stats.paths == {"chunked": 1}
+    assert stats.paths == {path: 1}
     assert stats.fallbacks == 0
 
 
@@ -282,6 +283,7 @@ def test_route_on_metal(monkeypatch):
 
 
 def test_left_to_mlx_lm_it_is_mlx_lms(rng, monkeypatch):
+    monkeypatch.setattr(quantized, "packed_kernel", lambda *_: None)
     monkeypatch.setattr(quantized, "route", lambda *_: quantized.Route("stock", "stock", "", "why"))
     inputs = Inputs.random(Case(), rng)
     with mlx_sdpa_ext.patched():

@@ -127,13 +127,11 @@ struct Backward {
 
   void pack_keys() {
     T* tmp = static_cast<T*>(s.row_tmp);
-    const T* K =
-        static_cast<const T*>(x.K) + t.b * p.Ks.batch + t.hkv * p.Ks.head + t.key0 * p.Ks.row;
-    const T* V =
-        static_cast<const T*>(x.V) + t.b * p.Vs.batch + t.hkv * p.Vs.head + t.key0 * p.Vs.row;
-    pack_k(K, p.Ks.row, p.Ks.col, n, p.D, s.Ks, tmp);
-    pack_v(K, p.Ks.row, p.Ks.col, n, p.D, s.Kr, tmp);
-    pack_k(V, p.Vs.row, p.Vs.col, n, p.Dv, s.Vs, tmp);
+    const auto K = dense_rows<T>(x.K, p.Ks, t.b, t.hkv).from(t.key0);
+    const auto V = dense_rows<T>(x.V, p.Vs, t.b, t.hkv).from(t.key0);
+    pack_k(K, n, p.D, s.Ks, tmp);
+    pack_v(K, n, p.D, s.Kr, tmp);
+    pack_k(V, n, p.Dv, s.Vs, tmp);
     for (int i = 0; i < MR; ++i) s.ones[i] = 1.f;
   }
 
@@ -143,8 +141,8 @@ struct Backward {
       load_row(r, x.Q, p.Qs, row, p.D, ldq, s.Q);
       load_row(r, g.dO, g.dOs, row, p.Dv, ldv, s.dO);
     }
-    pack_v(s.Q, ldq, 1, rows, p.D, s.Qp, static_cast<float*>(nullptr));
-    pack_v(s.dO, ldv, 1, rows, p.Dv, s.dOp, static_cast<float*>(nullptr));
+    pack_v(DenseRows<float>{s.Q, ldq, 1}, rows, p.D, s.Qp, nullptr);
+    pack_v(DenseRows<float>{s.dO, ldv, 1}, rows, p.Dv, s.dOp, nullptr);
   }
 
   // Row r of a tile; zeros past the last.
@@ -155,8 +153,8 @@ struct Backward {
       for (int d = 0; d < ld; d += W) store(to + d, Vec{});
       return;
     }
-    const T* from = SDPA_ISA::row(row_of_operand<T>(base, strides, t.b, row), strides.col, columns,
-                                  static_cast<T*>(s.row_tmp));
+    const DenseRows<T> operand{row_of_operand<T>(base, strides, t.b, row), 0, strides.col};
+    const T* from = operand.row(0, columns, static_cast<T*>(s.row_tmp));
     for (int d = 0; d < columns; d += W) store(to + d, load_n(from + d, columns - d));
   }
 

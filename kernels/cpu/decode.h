@@ -93,7 +93,8 @@ struct Decode {
     from += key * strides.row;
     if (strides.col == 1) return {from, strides.row};
     T* to = static_cast<T*>(s.tile);
-    for (int j = 0; j < n; ++j) row(from + j * strides.row, strides.col, D, to + size_t(j) * D);
+    const DenseRows<T> all{from, strides.row, strides.col};
+    for (int j = 0; j < n; ++j) all.row(j, D, to + size_t(j) * D);
     return {to, D};
   }
 

@@ -7,15 +7,24 @@
 
 namespace sdpa::cpu {
 
+// What a quantized operand has beside its words: T [B, Hkv, Lk, D / group size], twice.
+struct Groups {
+  const void *scales = nullptr, *biases = nullptr;
+  Strides scale = {}, bias = {};
+};
+
 // Base pointers of one evaluation. K, V and mask address key 0 of the whole problem.
 struct Operands {
   const void* Q;           // T [B, Hq, Lq, D]
-  const void* K;           // T [B, Hkv, Lk, D]
-  const void* V;           // T [B, Hkv, Lk, Dv]
+  const void* K;           // T [B, Hkv, Lk, D], or uint32 [B, Hkv, Lk, D * bits / 32]
+  const void* V;           // T [B, Hkv, Lk, Dv], or uint32
   const void* mask;        // bool or float [B, Hq, Lq, Lk], or null
   const void* sinks;       // T [B, Hq], or null
   const float* carry_O;    // float32 [B, Hq, Lq, Dv] of the keys already done, or null
   const float* carry_lse;  // float32 [B, Hq, Lq], or null
+
+  int bits = 0, group_size = 0;  // of a quantized cache; 0 = K and V are not quantized
+  Groups K_groups = {}, V_groups = {};
 };
 
 // One unit of work: `rows` rows of one KV head against the keys [key0, key1).
@@ -51,8 +60,10 @@ struct Kernels {
   // Bytes of scratch that one thread needs for tiles of bq rows and bk keys.
   size_t (*prefill_scratch)(const Params&, int bq, int bk);
   size_t (*decode_scratch)(const Params&, int bq, int bk);
+  size_t (*quantized_scratch)(const Params&, int bq, int bk);
   void (*prefill)(const Params&, const Operands&, const Task&, void* scratch);
   void (*decode)(const Params&, const Operands&, const Task&, void* scratch);
+  void (*quantized)(const Params&, const Operands&, const Task&, void* scratch);
   void (*merge)(const MergeTask&);
   const BackwardKernels* backward;  // backward_task.h
 };

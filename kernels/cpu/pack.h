@@ -2,6 +2,7 @@
 // panel of a tile can be narrower. float16 and bfloat16 are widened here, once per tile, not per use.
 #pragma once
 
+#include "kernels/cpu/operand_rows.h"
 #include "kernels/cpu/transpose.h"
 
 namespace sdpa::cpu::SDPA_ISA {
@@ -13,25 +14,16 @@ SDPA_INLINE int panel_vectors(int panel, int all) {
   return all - panel * N < N ? all - panel * N : N;
 }
 
-// A row of n values with stride `col`; copied to tmp where the values are not contiguous.
-template <typename T>
-SDPA_INLINE const T* row(const T* p, int64_t col, int n, T* tmp) {
-  if (col == 1) return p;
-  for (int i = 0; i < n; ++i) tmp[i] = p[i * col];
-  return tmp;
-}
-
 // K tile [n, D] -> Kp [panel][D][panel width], keys beyond n as zeros.
-template <typename T>
-void pack_k(const T* K, int64_t row_stride, int64_t col, int n, int D, float* Kp, T* tmp) {
+template <typename Rows>
+void pack_k(const Rows& K, int n, int D, float* Kp, typename Rows::E* tmp) {
   const int all = vectors(n);
   for (int v = 0; v < all; ++v) {
     const int panel = v / NV, width = panel_vectors(panel, all) * W;
     float* dst = Kp + size_t(panel) * NV * W * D + (v % NV) * W;
-    const T* rows[W];
+    const typename Rows::E* rows[W];
     const int present = n - v * W < W ? n - v * W : W;
-    for (int j = 0; j < present; ++j)
-      rows[j] = row(K + (v * W + j) * row_stride, col, D, tmp + size_t(j) * D);
+    for (int j = 0; j < present; ++j) rows[j] = K.row(v * W + j, D, tmp + size_t(j) * D);
     for (int d = 0; d < D; d += W) {
       const int left = D - d;
       Vec r[W];
@@ -53,11 +45,11 @@ void pack_k(const T* K, int64_t row_stride, int64_t col, int n, int D, float* Kp
 }
 
 // V tile [n, Dv] -> Vp [panel][n][panel width], columns beyond Dv as zeros.
-template <typename T>
-void pack_v(const T* V, int64_t row_stride, int64_t col, int n, int Dv, float* Vp, T* tmp) {
+template <typename Rows>
+void pack_v(const Rows& V, int n, int Dv, float* Vp, typename Rows::E* tmp) {
   const int all = vectors(Dv);
   for (int j = 0; j < n; ++j) {
-    const T* v_row = row(V + j * row_stride, col, Dv, tmp);
+    const auto* v_row = V.row(j, Dv, tmp);
     for (int v = 0; v < all; ++v) {
       const int panel = v / NV, width = panel_vectors(panel, all) * W;
       float* dst = Vp + size_t(panel) * NV * W * n + j * width + (v % NV) * W;

@@ -14,17 +14,15 @@ SDPA_INLINE Vec load_pairs(const bf16* p, int n) {
 }
 
 // K tile [n, D] -> [panel][D / 2][panel width][2], with zeros for keys beyond n and values up to a multiple of `step`.
-template <int N>
-void pack_k_pairs(const bf16* K, int64_t row_stride, int64_t col, int n, int D, int step, bf16* to,
-                  bf16* tmp) {
+template <int N, typename Rows>
+void pack_k_pairs(const Rows& K, int n, int D, int step, bf16* to, bf16* tmp) {
   const int all = vectors(n), pairs = round_up(D, step) / 2;
   for (int v = 0; v < all; ++v) {
     const int panel = v / N, wide = panel_vectors<N>(panel, all);
     bf16* dst = to + (size_t(panel) * N * pairs + v % N) * 2 * W;
     const bf16* rows[W];
     const int present = n - v * W < W ? n - v * W : W;
-    for (int j = 0; j < present; ++j)
-      rows[j] = row(K + (v * W + j) * row_stride, col, D, tmp + size_t(j) * D);
+    for (int j = 0; j < present; ++j) rows[j] = K.row(v * W + j, D, tmp + size_t(j) * D);
     for (int d = 0; d < pairs; d += W) {
       Vec r[W];
 #pragma GCC unroll 16
@@ -45,15 +43,13 @@ SDPA_INLINE __m512i load_low_halves(const bf16* p, int n) {
 }
 
 // V tile [n, Dv] -> [panel][n / 2][panel width][2], with zeros for keys up to a multiple of `step` and columns beyond Dv.
-template <int N>
-void pack_v_pairs(const bf16* V, int64_t row_stride, int64_t col, int n, int step, int Dv, bf16* to,
-                  bf16* tmp) {
+template <int N, typename Rows>
+void pack_v_pairs(const Rows& V, int n, int step, int Dv, bf16* to, bf16* tmp) {
   const int all = vectors(Dv), pairs = round_up(n, step) / 2;
   for (int j = 0; j < pairs; ++j) {
     const int present = n - 2 * j;
-    const bf16* first = present > 0 ? row(V + 2 * j * row_stride, col, Dv, tmp) : nullptr;
-    const bf16* second =
-        present > 1 ? row(V + (2 * j + 1) * row_stride, col, Dv, tmp + Dv) : nullptr;
+    const bf16* first = present > 0 ? V.row(2 * j, Dv, tmp) : nullptr;
+    const bf16* second = present > 1 ? V.row(2 * j + 1, Dv, tmp + Dv) : nullptr;
     for (int v = 0; v < all; ++v) {
       const int panel = v / N, wide = panel_vectors<N>(panel, all);
       const int left = Dv - v * W;
@@ -74,11 +70,13 @@ struct PairPanels {
   static void pack_q(const bf16* row, int64_t col, int D, bf16* to) {
     for (int d = 0; d < D; ++d) to[d] = row[d * col];
   }
-  static void pack_k(const bf16* K, int64_t row, int64_t col, int n, int D, bf16* to, bf16* tmp) {
-    pack_k_pairs<N>(K, row, col, n, D, step, to, tmp);
+  template <typename Rows>
+  static void pack_k(const Rows& K, int n, int D, bf16* to, bf16* tmp) {
+    pack_k_pairs<N>(K, n, D, step, to, tmp);
   }
-  static void pack_v(const bf16* V, int64_t row, int64_t col, int n, int Dv, bf16* to, bf16* tmp) {
-    pack_v_pairs<N>(V, row, col, n, step, Dv, to, tmp);
+  template <typename Rows>
+  static void pack_v(const Rows& V, int n, int Dv, bf16* to, bf16* tmp) {
+    pack_v_pairs<N>(V, n, step, Dv, to, tmp);
   }
 };
 

@@ -62,32 +62,34 @@ inline size_t prefill_scratch(const Params& p, int bq, int bk) {
   });
 }
 
-template <typename T>
+// K and V are read by Rows (operand_rows.h).
+template <typename T, typename Tiles, typename Rows>
 struct Prefill {
-  using Tiles = typename TilesOf<T>::type;
   using E = typename Tiles::E;
   static constexpr int R = Tiles::R, N = Tiles::N, kDepth = Tiles::kDepth;
 
   const Params& p;
   const Operands& x;
   const Task& t;
+  const Rows K, V;
   PrefillScratch<Tiles> s;
   const int strips;
   [[no_unique_address]] typename Tiles::Session session;
 
-  Prefill(const Params& p, const Operands& x, const Task& t, void* scratch)
-      : p(p), x(x), t(t), s(p, t.rows, t.bk, scratch), strips((t.rows + R - 1) / R) {}
+  Prefill(const Params& p, const Operands& x, const Task& t, const Rows& K, const Rows& V,
+          void* scratch)
+      : p(p), x(x), t(t), K(K), V(V), s(p, t.rows, t.bk, scratch), strips((t.rows + R - 1) / R) {}
 
   void run() {
     load_rows();
-    const T* K = static_cast<const T*>(x.K) + t.b * p.Ks.batch + t.hkv * p.Ks.head;
-    const T* V = static_cast<const T*>(x.V) + t.b * p.Vs.batch + t.hkv * p.Vs.head;
     const Keys keys = task_keys(p, t);
     for (int key = keys.begin; key < keys.end; key += t.bk) {
       const int n = keys.end - key < t.bk ? keys.end - key : t.bk;
       const Cover cover = p.mask == MaskKind::None ? Cover::Open : mask_cover(p, x, t, key, n);
       if (cover == Cover::Hidden) continue;
-      pack(K + key * p.Ks.row, V + key * p.Vs.row, n);
+      auto* tmp = static_cast<typename Rows::E*>(s.row_tmp);
+      Tiles::pack_k(K.from(key), n, p.D, s.Ks, tmp);
+      Tiles::pack_v(V.from(key), n, p.Dv, s.Vs, tmp);
       scores(key, n);
       softmax(key, n, cover == Cover::Partial);
       accumulate(key, n);
@@ -113,12 +115,6 @@ struct Prefill {
       Tiles::pack_q(from, p.Qs.col, p.D, q);
       s.state[r] = start_row<T>(p, x, t, row, s.ldo, o);
     }
-  }
-
-  void pack(const T* K, const T* V, int n) {
-    T* tmp = static_cast<T*>(s.row_tmp);
-    Tiles::pack_k(K, p.Ks.row, p.Ks.col, n, p.D, s.Ks, tmp);
-    Tiles::pack_v(V, p.Vs.row, p.Vs.col, n, p.Dv, s.Vs, tmp);
   }
 
   // Keys of the tile that any row of the strip can see, counted from the tile's first key.
@@ -184,7 +180,11 @@ struct Prefill {
 };
 
 inline void prefill(const Params& p, const Operands& x, const Task& t, void* scratch) {
-  visit(p.dtype, [&](auto type) { Prefill<decltype(type)>(p, x, t, scratch).run(); });
+  visit(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    const auto K = dense_rows<T>(x.K, p.Ks, t.b, t.hkv), V = dense_rows<T>(x.V, p.Vs, t.b, t.hkv);
+    Prefill<T, typename TilesOf<T>::type, DenseRows<T>>(p, x, t, K, V, scratch).run();
+  });
 }
 
 }  // namespace sdpa::cpu::SDPA_ISA

@@ -34,13 +34,13 @@ struct FloatTiles {
   static void pack_q(const T* row, int64_t col, int D, float* to) {
     for (int d = 0; d < D; ++d) to[d] = widen(row[d * col]);
   }
-  template <typename T>
-  static void pack_k(const T* K, int64_t row, int64_t col, int n, int D, float* to, T* tmp) {
-    cpu::SDPA_ISA::pack_k(K, row, col, n, D, to, tmp);
+  template <typename Rows>
+  static void pack_k(const Rows& K, int n, int D, float* to, typename Rows::E* tmp) {
+    cpu::SDPA_ISA::pack_k(K, n, D, to, tmp);
   }
-  template <typename T>
-  static void pack_v(const T* V, int64_t row, int64_t col, int n, int Dv, float* to, T* tmp) {
-    cpu::SDPA_ISA::pack_v(V, row, col, n, Dv, to, tmp);
+  template <typename Rows>
+  static void pack_v(const Rows& V, int n, int Dv, float* to, typename Rows::E* tmp) {
+    cpu::SDPA_ISA::pack_v(V, n, Dv, to, tmp);
   }
   // C = A B (+ C * alpha), of one strip and a panel of `wide` vectors
   static void multiply(int wide, int depth, const float* A, int lda, const float* B, float* C,

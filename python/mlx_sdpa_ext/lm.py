@@ -62,7 +62,7 @@ def quantized_attention(found: Function) -> Function:
         group_size: int = 64,
         bits: int = 8,
     ) -> mx.array:
-        """mlx-lm's attention over a quantized cache, dequantized a block at a time."""
+        """mlx-lm's attention over a quantized cache, read packed or a block at a time."""
         options = {"scale": scale, "mask": mask, "group_size": group_size, "bits": bits}
         try:
             keys = quantized.Quantized(q_keys, group_size, bits)
@@ -193,8 +193,10 @@ def _packed_route(
 ) -> Route | None:
     """The route of a kernel that reads the packed cache, where there is one that works."""
     kernel = quantized.packed_kernel(problem, device, keys, values)
-    if gate is None or kernel is None:
+    if kernel is None:
         return None
+    if gate is None:  # a CPU, whose kernels are compiled
+        return quantized.packed_route(problem, kernel, keys)
     arrays = (q.astype(getattr(mx, problem.dtype)), *keys.arrays, *values.arrays)
     sizes = {"group_size": keys.group_size, "bits": keys.bits}
     if gate.packed_failure(problem, arrays, mask=mask, **sizes):

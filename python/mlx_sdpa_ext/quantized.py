@@ -1,7 +1,7 @@
 """Attention over a quantized KV cache.
 
-A decode kernel that reads packed rows does it in one pass (CUDA). Else the cache is dequantized a
-block of keys at a time:
+A kernel that reads packed rows does it in one pass (CPU, and few rows on CUDA). Else the cache is
+dequantized a block of keys at a time:
 
     for block j of the keys:
         K_j, V_j = dequantize(...)                    # [B, Hkv, n, D], [B, Hkv, n, Dv]
@@ -61,7 +61,6 @@ class Quantized(NamedTuple):
         return {} if self.mode == "affine" else {"mode": self.mode}
 
 
-PACKED_DTYPES = ("float16", "bfloat16")
 PACKED_BITS = (4, 8)
 PACKED_GROUPS = (32, 64, 128)
 
@@ -76,10 +75,9 @@ def packed_kernel(
         and keys.mode == "affine"
         and keys.bits in PACKED_BITS
         and keys.group_size in PACKED_GROUPS
-        and problem.dtype in PACKED_DTYPES
-        and not problem.array_mask
+        and not (problem.array_mask and device.backend == "cuda")
     )
-    if device.backend != "cuda" or not readable:
+    if not readable:
         return None
     for tile in device.tiles:
         if tile.serves(problem, packed=True):
@@ -232,7 +230,7 @@ def attention(
             bits=keys.bits,
             mask=mask,
             softcap=softcap,
-        )
+        )[0]
     attend: Callable[..., Partial] = _unfused if route.block_rows else _fused
     packed, n = (*keys.arrays, *values.arrays), len(keys.arrays)
     partial: Partial | None = None

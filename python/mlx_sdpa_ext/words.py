@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 # Kernels whose tiles the rows of a GQA group need not fit.
 ANY_ROWS = ("prefill", "narrow", "wide")
-# Kernels that read a quantized cache, and the one of them that reads no other.
-READ_PACKED = ("packed", "decode")
+# Kernels that read a quantized cache, by backend, and the one of them that reads no other.
+READ_PACKED = {"cpu": ("decode", "prefill"), "cuda": ("packed", "decode"), "metal": ()}
 ONLY_PACKED = "packed"
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # bytes
 PATHS = ("fused", "unfused", "chunked", "stock")
@@ -80,7 +80,7 @@ class Tile(NamedTuple):
         packed: keys and values are those of a quantized cache, as they are.
         """
         return (
-            (self.kernel in READ_PACKED if packed else self.kernel != ONLY_PACKED)
+            (self.kernel in READ_PACKED[self.backend] if packed else self.kernel != ONLY_PACKED)
             and self.d_min <= problem.D <= self.d_max
             and self.dv_min <= problem.Dv <= self.dv_max
             and problem.dtype in self.dtypes

@@ -55,7 +55,9 @@ struct Launch {
     const bool out_f32 = !last || want_f32;
     float* out_lse = last ? lse : carry_lse;
 
-    const auto run = plan.tile.kernel == Kernel::prefill ? kernels->prefill : kernels->decode;
+    const auto run = in.bits                               ? kernels->quantized
+                     : plan.tile.kernel == Kernel::prefill ? kernels->prefill
+                                                           : kernels->decode;
     const int64_t heads = int64_t(p.B) * p.Hkv;
     Pool::instance().run(plan.tasks, threads, [&](int64_t i, int worker) {
       // causal rows further down see more keys: they go first, so that threads end together
@@ -118,6 +120,10 @@ struct Launch {
   }
 };
 
+Groups groups_of(const array& scales, const array& biases) {
+  return {scales.data<void>(), biases.data<void>(), strides_of(scales), strides_of(biases)};
+}
+
 }  // namespace
 
 void eval_attention(const Inputs& in, const Attributes& a, std::vector<array>& outputs,
@@ -135,7 +141,8 @@ void eval_attention(const Inputs& in, const Attributes& a, std::vector<array>& o
   encoder.set_input_array(in.q);
   encoder.set_input_array(in.k);
   encoder.set_input_array(in.v);
-  for (const array* x : {in.mask, in.sinks, in.carry_out, in.carry_lse})
+  for (const array* x : {in.mask, in.sinks, in.carry_out, in.carry_lse, in.k_scales, in.k_biases,
+                         in.v_scales, in.v_biases})
     if (x) encoder.set_input_array(*x);
   for (array& x : outputs) encoder.set_output_array(x);
 
@@ -155,11 +162,19 @@ void eval_attention(const Inputs& in, const Attributes& a, std::vector<array>& o
       .carry_O = in.carry_out ? in.carry_out->data<float>() : nullptr,
       .carry_lse = in.carry_lse ? in.carry_lse->data<float>() : nullptr,
   };
+  if (a.bits) {
+    launch->x.bits = a.bits;
+    launch->x.group_size = a.group_size;
+    launch->x.K_groups = groups_of(*in.k_scales, *in.k_biases);
+    launch->x.V_groups = groups_of(*in.v_scales, *in.v_biases);
+  }
   launch->O = outputs[0].data<void>();
   launch->lse = a.want_lse ? outputs[1].data<float>() : nullptr;
 
-  const auto tile_bytes = plan.tile.kernel == Kernel::prefill ? launch->kernels->prefill_scratch
-                                                              : launch->kernels->decode_scratch;
+  const Kernels& kernels = *launch->kernels;
+  const auto tile_bytes = a.bits                                ? kernels.quantized_scratch
+                          : plan.tile.kernel == Kernel::prefill ? kernels.prefill_scratch
+                                                                : kernels.decode_scratch;
   launch->tile_bytes = (tile_bytes(launch->p, plan.tile.bq, plan.tile.bk) + 63) / 64 * 64;
   launch->tile_scratch = scratch<char>(int64_t(launch->tile_bytes) * launch->threads, encoder);
   const int64_t rows = launch->rows();

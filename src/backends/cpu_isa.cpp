@@ -4,6 +4,7 @@
 #include "kernels/cpu/decode.h"
 #include "kernels/cpu/merge.h"
 #include "kernels/cpu/prefill.h"
+#include "kernels/cpu/quantized.h"
 
 #define SDPA_NAME_(isa) #isa
 #define SDPA_NAME(isa) SDPA_NAME_(isa)
@@ -24,8 +25,10 @@ const Kernels kernels{
     .isa = SDPA_NAME(SDPA_ISA),
     .prefill_scratch = prefill_scratch,
     .decode_scratch = decode_scratch,
+    .quantized_scratch = quantized_scratch,
     .prefill = prefill,
     .decode = decode,
+    .quantized = quantized,
     .merge = merge,
     .backward = &backward_kernels,
 };

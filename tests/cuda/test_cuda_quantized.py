@@ -116,7 +116,7 @@ def test_every_pair_of_features_of_a_quantized_cache(row, rng):
         bits=bits,
         mask=mask_argument,
         softcap=row["softcap"],
-    )
+    )[0]
     assert out.dtype == dtype
     for _ in range(2):
         poison((out.shape, dtype), ((512, *out.shape), mx.float32))

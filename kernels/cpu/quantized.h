@@ -1,0 +1,23 @@
+// Attention over a quantized cache, for few rows and many: prefill.h on rows that are dequantized as they are packed,
+// once for all rows of the task.
+#pragma once
+
+#include "kernels/cpu/packed_rows.h"
+#include "kernels/cpu/prefill.h"
+
+namespace sdpa::cpu::SDPA_ISA {
+
+inline size_t quantized_scratch(const Params& p, int bq, int bk) {
+  return PrefillScratch<FloatTiles>(p, bq, bk, nullptr).bytes;
+}
+
+inline void quantized(const Params& p, const Operands& x, const Task& t, void* scratch) {
+  visit(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    const auto K = packed_rows<T>(x.K, p.Ks, x.K_groups, x, t.b, t.hkv);
+    const auto V = packed_rows<T>(x.V, p.Vs, x.V_groups, x, t.b, t.hkv);
+    Prefill<T, FloatTiles, PackedRows<T>>(p, x, t, K, V, scratch).run();
+  });
+}
+
+}  // namespace sdpa::cpu::SDPA_ISA

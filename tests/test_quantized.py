@@ -1,0 +1,136 @@
+"""Attention over packed keys and values on the CPU, against float64 on what they stand for."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import reference
+from cases import DTYPES, poison, rounded, to_numpy
+from features import MASKS
+from mlx_sdpa_ext import _ext
+from pairwise import pairwise
+from tolerances import TOLERANCES, check, check_lse
+
+UNUSED = 3  # rows before and after those of a slice
+
+
+def filler(x: mx.array):
+    return 0xFFFFFFFF if x.dtype == mx.uint32 else math.nan
+
+
+def cache(x: mx.array) -> mx.array:
+    """Rows from the middle of a longer cache."""
+    B, H, L, n = x.shape
+    unused = mx.full((B, H, UNUSED, n), filler(x), x.dtype)
+    return mx.concatenate([unused, x, unused], axis=2)[:, :, UNUSED : UNUSED + L]
+
+
+def heads(x: mx.array) -> mx.array:
+    """Stored [B, L, H, n]."""
+    return mx.contiguous(x.swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def strided(x: mx.array) -> mx.array:
+    """Columns at stride 2."""
+    stored = mx.stack([x, mx.full(x.shape, filler(x), x.dtype)], axis=-1)
+    return stored.flatten(-2)[..., ::2]
+
+
+LAYOUTS = {"contiguous": lambda x: x, "cache": cache, "heads": heads, "strided": strided}
+FACTORS = {
+    "dims": [
+        *((d, d) for d in (32, 64, 96, 128, 160, 192, 256, 384, 512)),
+        *((192, 128), (128, 256), (576, 512), (1024, 1024)),
+    ],
+    "packing": [(bits, group) for bits in (4, 8) for group in (32, 64, 128)],
+    # rows of a KV head: 1, 2, 3, 4, 8; 9, 16, 33, 100, 300
+    "heads": [(1, 2, 2, 1), (2, 4, 2, 1), (1, 3, 1, 1), (2, 8, 2, 1), (1, 16, 2, 1), (1, 2, 1, 4),
+              (1, 9, 1, 1), (2, 4, 2, 8), (1, 6, 2, 11), (1, 2, 2, 100), (1, 4, 1, 75)],
+    "keys": [1, 15, 16, 17, 64, 129, 257, 1000, 4099],
+    "dtype": list(DTYPES),
+    "masking": MASKS,
+    "softcap": [None, 3.0],
+    "sinks": [False, True],
+    "lse": [False, True],
+    "layout": list(LAYOUTS),
+    "isa": _ext.cpu()["isas"],
+}  # fmt: skip
+
+
+def allowed(row: dict) -> bool:
+    return all(n % row["packing"][1] == 0 for n in row["dims"])
+
+
+def quantities(row: dict, n: int, rng: np.random.Generator) -> tuple[list[mx.array], np.ndarray]:
+    """[words, scales, biases] in the row's layout, and what they stand for in float64."""
+    bits, group = row["packing"]
+    B, _, Hkv, _ = row["heads"]
+    normal = rng.standard_normal((B, Hkv, row["keys"], n)).astype(np.float32)
+    words, *groups = mx.quantize(mx.array(normal), group_size=group, bits=bits)
+    groups = [x.astype(getattr(mx, row["dtype"])) for x in groups]
+    exact = mx.dequantize(words, *(x.astype(mx.float32) for x in groups), group, bits)
+    return [LAYOUTS[row["layout"]](x) for x in (words, *groups)], to_numpy(exact)
+
+
+def mask_of(row: dict, rng: np.random.Generator):
+    """As the reference takes it, and as the operation does."""
+    kind = row["masking"]["mask"]
+    if kind in ("none", "causal"):
+        mask = None if kind == "none" else kind
+        return mask, mask
+    B, Hq, _, Lq = row["heads"]
+    sizes = {"B": B, "H": Hq, "Q": Lq, "K": row["keys"], "1": 1}
+    shape = tuple(sizes[letter] for letter in row["masking"]["mask_shape"])
+    seen = np.asarray(rng.random(shape) < 0.7)
+    if kind == "bool":
+        return seen, mx.array(seen)
+    bias = np.where(seen, rounded(np.asarray(rng.standard_normal(shape)), row["dtype"]), -np.inf)
+    return bias, mx.array(bias.astype(np.float32)).astype(getattr(mx, row["dtype"]))
+
+
+ROWS = list(pairwise(FACTORS, allowed))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: "-".join(map(str, r.values())))
+def test_every_pair_of_features_of_a_quantized_cache(row, rng):
+    B, Hq, _, Lq = row["heads"]
+    bits, group = row["packing"]
+    D, Dv = row["dims"]
+    dtype = getattr(mx, row["dtype"])
+    q = rounded(rng.standard_normal((B, Hq, Lq, D)), row["dtype"])
+    packed_k, k = quantities(row, D, rng)
+    packed_v, v = quantities(row, Dv, rng)
+    mask, mask_argument = mask_of(row, rng)
+    sinks = rounded(2 * rng.standard_normal(Hq), row["dtype"]) if row["sinks"] else None
+    spread = max(1.0, math.log(row["keys"])) ** 0.5  # as in cases.py: a row leans on a few keys
+    options = {
+        "scale": float(np.float32(spread / D**0.5)),
+        "softcap": row["softcap"],
+        "window": row["masking"].get("window"),
+    }
+    _ext.set_cpu_isa(row["isa"])
+    try:
+        results = _ext.quantized_sdpa(
+            mx.array(q.astype(np.float32)).astype(dtype),
+            *(*packed_k, *packed_v),
+            group_size=group,
+            bits=bits,
+            mask=mask_argument,
+            sinks=None if sinks is None else mx.array(sinks.astype(np.float32)).astype(dtype),
+            return_lse=row["lse"],
+            **options,
+        )
+        assert len(results) == 1 + row["lse"]
+        assert results[0].dtype == dtype
+        for _ in range(2):
+            poison((results[0].shape, dtype), ((512, *results[0].shape), mx.float32))
+        mx.eval(results)
+    finally:
+        _ext.set_cpu_isa("")
+    exact, lse = reference.attention(q, k, v, mask=mask, sinks=sinks, **options)
+    check(to_numpy(results[0]), exact, TOLERANCES[row["dtype"]])
+    if row["lse"]:
+        check_lse(to_numpy(results[1]), lse, TOLERANCES[row["dtype"]])
