@@ -25,6 +25,7 @@ struct Operands {
 
   int bits = 0, group_size = 0;  // of a quantized cache; 0 = K and V are not quantized
   Groups K_groups = {}, V_groups = {};
+  bool exact = true;  // Q and P of a quantized cache keep the accuracy of float32
 };
 
 // One unit of work: `rows` rows of one KV head against the keys [key0, key1).
@@ -60,7 +61,7 @@ struct Kernels {
   // Bytes of scratch that one thread needs for tiles of bq rows and bk keys.
   size_t (*prefill_scratch)(const Params&, int bq, int bk);
   size_t (*decode_scratch)(const Params&, int bq, int bk);
-  size_t (*quantized_scratch)(const Params&, int bq, int bk);
+  size_t (*quantized_scratch)(const Params&, const Operands&, int bq, int bk);
   void (*prefill)(const Params&, const Operands&, const Task&, void* scratch);
   void (*decode)(const Params&, const Operands&, const Task&, void* scratch);
   void (*quantized)(const Params&, const Operands&, const Task&, void* scratch);

@@ -167,15 +167,18 @@ void eval_attention(const Inputs& in, const Attributes& a, std::vector<array>& o
     launch->x.group_size = a.group_size;
     launch->x.K_groups = groups_of(*in.k_scales, *in.k_biases);
     launch->x.V_groups = groups_of(*in.v_scales, *in.v_biases);
+    launch->x.exact = a.want_lse || problem.dtype == DType::F32;
   }
   launch->O = outputs[0].data<void>();
   launch->lse = a.want_lse ? outputs[1].data<float>() : nullptr;
 
   const Kernels& kernels = *launch->kernels;
-  const auto tile_bytes = a.bits                                ? kernels.quantized_scratch
-                          : plan.tile.kernel == Kernel::prefill ? kernels.prefill_scratch
-                                                                : kernels.decode_scratch;
-  launch->tile_bytes = (tile_bytes(launch->p, plan.tile.bq, plan.tile.bk) + 63) / 64 * 64;
+  const int bq = plan.tile.bq, bk = plan.tile.bk;
+  const size_t tile_bytes = a.bits ? kernels.quantized_scratch(launch->p, launch->x, bq, bk)
+                            : plan.tile.kernel == Kernel::prefill
+                                ? kernels.prefill_scratch(launch->p, bq, bk)
+                                : kernels.decode_scratch(launch->p, bq, bk);
+  launch->tile_bytes = (tile_bytes + 63) / 64 * 64;
   launch->tile_scratch = scratch<char>(int64_t(launch->tile_bytes) * launch->threads, encoder);
   const int64_t rows = launch->rows();
   if (plan.splits > 1) {

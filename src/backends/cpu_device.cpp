@@ -65,7 +65,9 @@ const std::vector<const Kernels*>& runnable() {
 #if SDPA_HAS_AVX512
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
+    // every CPU with AVX-512 BF16 has VNNI, which came before it
+    const bool pairs =
+        avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 #if SDPA_HAS_AMX
     if (pairs && amx_usable()) k.push_back(&amx::kernels);
 #endif
