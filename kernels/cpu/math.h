@@ -33,8 +33,8 @@ SDPA_INLINE Vec exp_up_to_88(Vec x) {
     p = p * r + 1.f;
   }
   p = p * r + 1.f;
-  // times 2^n through the exponent field; n = -127 gives 0
-  IVec exponent = (bits_as<IVec>(shifted) + 127) << 23;
+  // times 2^n through the exponent field; n = -127 gives 0. Unsigned, as the sum can wrap where x is NaN, and so is p.
+  UVec exponent = (bits_as<UVec>(shifted) + 127) << 23;
   return p * bits_as<Vec>(exponent);
 }
 
