@@ -12,7 +12,7 @@ namespace sdpa::cpu::SDPA_ISA {
 constexpr int kLine = 64;         // bytes of a cache line, or half of one
 constexpr int kAhead = 12 << 10;  // bytes; L1 has to hold twice that, and the rows of Q or O
 
-// Rows of K or V, in bytes: row j at `at + j * step`.
+// Rows of K or V, in bytes: row j at `at + j * step`; `row` is 0 where the kernel copies them first.
 struct Lane {
   const char* at;
   int64_t step, row;
@@ -40,9 +40,9 @@ class Ahead {
 
   // To the tile that starts at `key`, of which nothing is in the caches.
   void start(int key) {
-    key_ = key;
+    key_ = lanes_[0].row || lanes_[1].row ? key : end_;  // of copied rows there is nothing to fetch
     row_ = turn_ = 0;
-    for (int64_t got = 0; got < kAhead; got += lanes_[0].row) fetch_row();
+    for (int64_t got = 0; got < kAhead && key_ < end_; fetch_row()) got += lanes_[turn_].row;
   }
 
   // The kernel is about to read n keys: what it is to fetch meanwhile.
