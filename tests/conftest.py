@@ -12,7 +12,7 @@ import metal_pool
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_sdpa_ext import _ext
+from mlx_sdpa_ext import _ext, limits
 
 mx.set_default_device(mx.cpu)
 
@@ -60,3 +60,14 @@ def default_cpu():
     yield
     _ext.set_cpu_threads(0)
     _ext.set_cpu_isa("")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """The variables of the table, none of them set; what a test sets is forgotten afterwards."""
+    for row in limits.VARIABLES:
+        monkeypatch.delenv(row.name, raising=False)
+    limits.refresh()
+    yield monkeypatch
+    monkeypatch.undo()
+    limits.refresh()

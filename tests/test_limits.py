@@ -18,17 +18,6 @@ H200 = Device.named("sm_90", memory=141 * 10**9)
 PACKAGE = Path(inspect.getfile(mlx_sdpa_ext)).parent
 
 
-@pytest.fixture
-def environment(monkeypatch):
-    """The variables of the table, none of them set; what a test sets is forgotten afterwards."""
-    for row in limits.VARIABLES:
-        monkeypatch.delenv(row.name, raising=False)
-    limits.refresh()
-    yield monkeypatch
-    monkeypatch.undo()
-    limits.refresh()
-
-
 def test_the_defaults_are_the_documented_ones():
     documented = {row.name: row.default for row in limits.VARIABLES}
     bounds = limits.of(M4_MAX)

@@ -17,14 +17,7 @@ H200 = Device.named("sm_90", memory=141 * 10**9)
 CPU = Device.named("avx2", memory=16 * GiB)
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_set(monkeypatch):
-    for row in limits.VARIABLES:
-        monkeypatch.delenv(row.name, raising=False)
-    limits.refresh()
-    yield monkeypatch
-    monkeypatch.undo()
-    limits.refresh()
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 @pytest.mark.parametrize(
@@ -163,9 +156,9 @@ class Conversation:
         return route, attention.place_of(None).limits.memory_limit
 
 
-def test_a_growing_conversation_is_fused_when_memory_runs_short(nothing_is_set, rng):
+def test_a_growing_conversation_is_fused_when_memory_runs_short(environment, rng):
     """Unfused is the faster path at head dim 256, as long as its scores fit what is free."""
-    conversation = Conversation(nothing_is_set, total=4 * MiB, bytes_a_key=4096)
+    conversation = Conversation(environment, total=4 * MiB, bytes_a_key=4096)
     turns = [conversation.turn(rng) for _ in range(12)]
     routes, rooms = zip(*turns)
     assert list(rooms) == sorted(rooms, reverse=True)
@@ -185,9 +178,9 @@ def test_a_growing_conversation_is_fused_when_memory_runs_short(nothing_is_set, 
     assert conversation.turn(rng)[0].path == "unfused"
 
 
-def test_a_limit_that_is_set_stays(nothing_is_set, rng):
-    nothing_is_set.setenv("MLX_SDPA_EXT_MEMORY_LIMIT", "64MiB")
-    conversation = Conversation(nothing_is_set, total=4 * MiB, bytes_a_key=4096)
+def test_a_limit_that_is_set_stays(environment, rng):
+    environment.setenv("MLX_SDPA_EXT_MEMORY_LIMIT", "64MiB")
+    conversation = Conversation(environment, total=4 * MiB, bytes_a_key=4096)
     assert {conversation.turn(rng)[1] for _ in range(12)} == {64 * MiB}
 
 
