@@ -87,6 +87,15 @@ def fits(tile: Tile, arch: str) -> bool:
     return tile.kernel != "decode" or arch not in ("89", "120") or tile.bq * tile.D <= 32 * 256
 
 
+FEATURES = {  # what the kernels of every tile are compiled for, beside its sizes
+    "dtype": ("float16", "bfloat16"),
+    "mask": MASKS,
+    "softcap": (0, 1),
+    "out_f32": (0, 1),
+    "vector": (1, 0),
+}
+
+
 def generic(kernel: str) -> Iterator[Variant]:
     """Pairs of features, not all of them at once."""
     tiles = [tile for tile in KERNELS if tile.kernel == kernel]
@@ -96,11 +105,7 @@ def generic(kernel: str) -> Iterator[Variant]:
         "dims": dims,
         "bq": list(dict.fromkeys(tile.bq for tile in tiles)),
         "arch": ARCHS,
-        "dtype": ("float16", "bfloat16"),
-        "mask": MASKS,
-        "softcap": (0, 1),
-        "out_f32": (0, 1),
-        "vector": (1, 0),
+        **FEATURES,
     }
 
     def tile_of(row: dict) -> Tile:
@@ -110,7 +115,7 @@ def generic(kernel: str) -> Iterator[Variant]:
         return (*row["dims"], row["bq"]) in by_size and fits(tile_of(row), row["arch"])
 
     for row in pairwise(factors, allowed=allowed):
-        features = {name: row[name] for name in ("dtype", "mask", "softcap", "out_f32", "vector")}
+        features = {name: row[name] for name in FEATURES}
         yield variant(tile_of(row), row["arch"], **features)
 
 
@@ -141,18 +146,14 @@ def packed() -> Iterator[Variant]:
         "dims": list(tiles),
         "packing": [(bits, group) for bits in (4, 8) for group in (32, 64, 128)],
         "arch": ARCHS,
-        "dtype": ("float16", "bfloat16"),
-        "mask": MASKS,
-        "softcap": (0, 1),
-        "out_f32": (0, 1),
-        "vector": (1, 0),
+        **FEATURES,
     }
 
     def allowed(row: dict) -> bool:
         return all(n % row["packing"][1] == 0 for n in row["dims"])
 
     for row in pairwise(factors, allowed=allowed):
-        features = {name: row[name] for name in ("dtype", "mask", "softcap", "out_f32", "vector")}
+        features = {name: row[name] for name in FEATURES}
         bits, group = row["packing"]
         yield variant(tiles[row["dims"]], row["arch"], bits=bits, group=group, **features)
 
