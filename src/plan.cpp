@@ -21,8 +21,7 @@ constexpr int kSplitsPerThread = 8;
 int64_t tile_floats(const Tile& tile, const Problem& p) {
   constexpr int64_t kPad = 32;
   const int64_t keys = tile.bk + kPad, D = p.D + kPad, Dv = p.Dv + kPad;
-  if (tile.kernel == Kernel::decode && !p.bits)
-    return tile.bq * (D + Dv + keys) + tile.bk * std::max(D, Dv);
+  if (tile.kernel == Kernel::decode) return tile.bq * (D + Dv + keys) + tile.bk * std::max(D, Dv);
   return (tile.bq + kPad) * (D + Dv + keys) + keys * (D + Dv) + 16 * std::max(D, Dv);
 }
 
@@ -85,7 +84,7 @@ const Tile* choose(const Problem& p, const Device& device) {
     }
     return nullptr;
   };
-  if (const Tile* t = first(Kernel::decode, true)) return t;
+  if (const Tile* t = first(p.bits ? Kernel::packed : Kernel::decode, true)) return t;
   if (device.backend == Backend::cpu) return cpu_prefill_tile(p, device);
   if (const Tile* t = first(Kernel::middle, true)) return t;
   if (const Tile* t = first(Kernel::prefill, false)) return t;

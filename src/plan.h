@@ -18,7 +18,7 @@ enum class Kernel {
   prefill,
   middle,  // the prefill kernel of a GPU with a small tile, for the rows of a KV head that fit it
   decode,
-  packed,  // CUDA: decode of the fewest rows over a quantized cache
+  packed,  // decode of the fewest rows over a quantized cache
   narrow,  // CUDA: prefill on the tensor cores of compute capability 9.0
   wide,    // the same for wide head dimensions
 };

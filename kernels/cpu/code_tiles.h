@@ -7,7 +7,6 @@
 #pragma once
 
 #include "kernels/cpu/packed_rows.h"
-#include "kernels/cpu/transpose.h"
 
 namespace sdpa::cpu::SDPA_ISA {
 
@@ -31,31 +30,44 @@ SDPA_INLINE __m512i load_words(const char* at, int n) {
   return _mm512_maskz_loadu_epi32(__mmask16((1u << (n < 0 ? 0 : n)) - 1), at);
 }
 
-// K tile [n, D] -> codes [vectors(n)][D / 2][W], keys beyond n as zeros. copies: kMostWords words for each of W rows.
+// Lane l of r[i]: word i of the four at row l.
+SDPA_INLINE void load_four_words(const char* const (&rows)[W], int offset, __m512i (&r)[4]) {
+  __m512i m[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto words = [&](int j) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[j] + offset));
+    };
+    m[i] = _mm512_castsi128_si512(words(i));
+    m[i] = _mm512_inserti32x4(m[i], words(4 + i), 1);
+    m[i] = _mm512_inserti32x4(m[i], words(8 + i), 2);
+    m[i] = _mm512_inserti32x4(m[i], words(12 + i), 3);
+  }
+  const __m512i a = _mm512_unpacklo_epi32(m[0], m[1]), b = _mm512_unpackhi_epi32(m[0], m[1]);
+  const __m512i c = _mm512_unpacklo_epi32(m[2], m[3]), d = _mm512_unpackhi_epi32(m[2], m[3]);
+  r[0] = _mm512_unpacklo_epi64(a, c);
+  r[1] = _mm512_unpackhi_epi64(a, c);
+  r[2] = _mm512_unpacklo_epi64(b, d);
+  r[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+// K tile [n, D] -> codes [vectors(n)][D / 2][W], any codes for keys beyond n. copies: kMostWords words for each of W rows.
 template <int bits, typename Rows>
 void pack_k_codes(const Rows& K, int n, int D, int32_t* codes, uint32_t* copies) {
   using C = Codes<bits>;
-  const int pairs = D / 2, words = D / C::kPerWord;
-  for (int key = 0; key < n; key += W, codes += size_t(pairs) * W) {
+  const int words = D / C::kPerWord;  // groups of 32 make it a multiple of 4
+  for (int key = 0; key < n; key += W) {
     const char* rows[W];
-    const int present = n - key < W ? n - key : W;
     for (int j = 0; j < W; ++j)
-      rows[j] = K.row_words(j < present ? key + j : key, D, copies + size_t(j) * kMostWords);
-    for (int w = 0; w < words; w += W) {
-      Vec r[W];
+      rows[j] = K.row_words(key + j < n ? key + j : n - 1, D, copies + size_t(j) * kMostWords);
+    for (int w = 0; w < words; w += 4) {
+      __m512i r[4];
+      load_four_words(rows, w * 4, r);
 #pragma GCC unroll 16
-      for (int j = 0; j < W; ++j)
-        r[j] = bits_as<Vec>(load_words(rows[j] + w * 4, j < present ? words - w : 0));
-      transpose(r);
-      const int left = words - w < W ? words - w : W;
-      int32_t* to = codes + size_t(w) * C::kHalf * W;
-      for (int l = 0; l < left; ++l, to += C::kHalf * W) {
-#pragma GCC unroll 4
-        for (int i = 0; i < C::kHalf; ++i)
-          _mm512_storeu_si512(to + i * W,
-                              _mm512_and_si512(_mm512_srli_epi32(bits_as<__m512i>(r[l]), i * bits),
-                                               _mm512_set1_epi32(C::kMask)));
-      }
+      for (int i = 0; i < 4 * C::kHalf; ++i, codes += W)
+        _mm512_storeu_si512(
+            codes, _mm512_and_si512(_mm512_srli_epi32(r[i / C::kHalf], i % C::kHalf * bits),
+                                    _mm512_set1_epi32(C::kMask)));
     }
   }
 }
@@ -104,41 +116,46 @@ SDPA_INLINE int column_of(int vector, int l, int groups) {
   return word * C::kPerWord + vector % C::kPerWord;
 }
 
+// W rows of G values -> [G][ld]
+template <typename E>
+SDPA_INLINE void spread_groups(const E* from, int G, int ld, float* to) {
+  const auto pick = [](Vec a, int first, Vec b) {
+    return bits_as<Vec>(_mm512_permutex2var_ps(
+        bits_as<__m512>(a), bits_as<__m512i>(IVec(iota() * 2 + first)), bits_as<__m512>(b)));
+  };
+  if (G == 1) {
+    store(to, load(from));
+  } else if (G == 2) {
+    const Vec a = load(from), b = load(from + W);
+    store(to, pick(a, 0, b));
+    store(to + ld, pick(a, 1, b));
+  } else if (G == 4) {
+    const Vec a = load(from), b = load(from + W), c = load(from + 2 * W), d = load(from + 3 * W);
+    const Vec even[2] = {pick(a, 0, b), pick(c, 0, d)}, odd[2] = {pick(a, 1, b), pick(c, 1, d)};
+    store(to, pick(even[0], 0, even[1]));
+    store(to + ld, pick(odd[0], 0, odd[1]));
+    store(to + 2 * ld, pick(even[0], 1, even[1]));
+    store(to + 3 * ld, pick(odd[0], 1, odd[1]));
+  } else {
+    for (int g = 0; g < G; ++g)
+      for (int j = 0; j < W; ++j) to[g * ld + j] = widen(from[j * G + g]);
+  }
+}
+
 // Scales or biases [n, G] -> [G][ld], keys up to the next multiple of W as zeros. tmp [W, G]
 template <typename T>
 void pack_groups(const T* at, const Strides& s, int n, int G, int ld, float* to, float* tmp) {
+  const bool dense = s.col == 1 && s.row == G;
   for (int key = 0; key < n; key += W, at += W * s.row, to += W) {
     const int present = n - key < W ? n - key : W;
-    const bool dense = s.col == 1 && s.row == G;
     if (dense && present == W) {
-      for (int i = 0; i < G; ++i) store(tmp + i * W, load(at + i * W));
-    } else {
-      for (int j = 0; j < W; ++j)
-        for (int g = 0; g < G; ++g)
-          tmp[j * G + g] = j < present ? widen(at[j * s.row + g * s.col]) : 0.f;
+      spread_groups(at, G, ld, to);
+      continue;
     }
-    const auto load_two = [&](int i, __m512i index) {
-      return _mm512_permutex2var_ps(_mm512_loadu_ps(tmp + i * W), index,
-                                    _mm512_loadu_ps(tmp + (i + 1) * W));
-    };
-    const __m512i even = bits_as<__m512i>(IVec(iota() * 2)),
-                  odd = bits_as<__m512i>(IVec(iota() * 2 + 1));
-    if (G == 1) {
-      store(to, load(tmp));
-    } else if (G == 2) {
-      _mm512_storeu_ps(to, load_two(0, even));
-      _mm512_storeu_ps(to + ld, load_two(0, odd));
-    } else if (G == 4) {
-      const __m512 a = load_two(0, even), b = load_two(2, even);
-      const __m512 c = load_two(0, odd), d = load_two(2, odd);
-      _mm512_storeu_ps(to, _mm512_permutex2var_ps(a, even, b));
-      _mm512_storeu_ps(to + 2 * ld, _mm512_permutex2var_ps(a, odd, b));
-      _mm512_storeu_ps(to + ld, _mm512_permutex2var_ps(c, even, d));
-      _mm512_storeu_ps(to + 3 * ld, _mm512_permutex2var_ps(c, odd, d));
-    } else {
+    for (int j = 0; j < W; ++j)
       for (int g = 0; g < G; ++g)
-        for (int j = 0; j < W; ++j) to[g * ld + j] = tmp[j * G + g];
-    }
+        tmp[j * G + g] = j < present ? widen(at[j * s.row + g * s.col]) : 0.f;
+    spread_groups(tmp, G, ld, to);
   }
 }
 
@@ -153,7 +170,7 @@ SDPA_INLINE __m512i add_products(__m512i acc, __m512i a, __m512i b) {
 #endif
 }
 
-// Repeats n values over a vector.
+// Repeats a run of n values.
 template <int n>
 SDPA_INLINE __m512i repeat(const void* at) {
   if constexpr (n == 1) {
@@ -169,15 +186,17 @@ SDPA_INLINE __m512i repeat(const void* at) {
   }
 }
 
-// acc [R][N] = A [R, depth] * codes [N][depth][W], of A a run of `groups` values for each step of the depth
+// acc [R][N] = A [R, depth] * codes [N][depth][W], of A a run of `groups` values for each step of the depth.
+// Meanwhile up to `depth` lines of what comes next are fetched.
 template <int R, int N, int groups>
 SDPA_INLINE void multiply_codes(const int32_t* A, int lda, const int32_t* codes, size_t step,
-                                int depth, __m512i (&acc)[R][N]) {
+                                int depth, Piece ahead, __m512i (&acc)[R][N]) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) acc[r][v] = _mm512_setzero_si512();
   for (int k = 0; k < depth; ++k) {
+    if (k < ahead.n) __builtin_prefetch(ahead.at + k * kLine, 0, 3);
     __m512i b[N];
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) b[v] = _mm512_loadu_si512(codes + v * step + size_t(k) * W);

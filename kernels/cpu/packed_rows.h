@@ -2,6 +2,7 @@
 // `group_size` elements a scale and a bias: element = code * scale + bias.
 #pragma once
 
+#include "kernels/cpu/ahead.h"
 #include "kernels/cpu/operand_rows.h"
 
 namespace sdpa::cpu::SDPA_ISA {
@@ -32,6 +33,18 @@ SDPA_INLINE IVec load_codes(const char* at) {
   if constexpr (W > kPerWord) x = lane < kPerWord ? x : UVec{} + words[1];
   return bits_as<IVec>(x >> bits_as<UVec>((lane & (kPerWord - 1)) * bits) & ((1u << bits) - 1));
 }
+
+// Cache lines one after the other.
+struct Piece {
+  const char* at = nullptr;
+  int n = 0;
+
+  // Part i of `parts`.
+  Piece part(int i, int parts) const {
+    const int begin = n * i / parts, end = n * (i + 1) / parts;
+    return {at + begin * kLine, end - begin};
+  }
+};
 
 template <typename T>
 struct PackedRows {
@@ -66,6 +79,18 @@ struct PackedRows {
     return reinterpret_cast<const char*>(copy);
   }
 
+  // The lines of the n rows at `key`, of D elements, for a product to fetch; their groups are fetched here, and all where
+  // they are not in one piece.
+  Piece ahead(int key, int n, int D) const {
+    const int64_t groups = int64_t(sizeof(T)) * (D / group_size), bytes = int64_t(D) * bits / 8;
+    fetch(scales + key * scale.row, scale.row * int64_t(sizeof(T)), groups, n);
+    fetch(biases + key * bias.row, bias.row * int64_t(sizeof(T)), groups, n);
+    const uint32_t* at = words + key * word.row;
+    if (word.row * 4 == bytes) return {reinterpret_cast<const char*>(at), int(n * bytes / kLine)};
+    fetch(at, word.row * 4, bytes, n);
+    return {};
+  }
+
   SDPA_INLINE float scale_of(int j, int g) const {
     return widen(scales[j * scale.row + g * scale.col]);
   }
@@ -74,6 +99,17 @@ struct PackedRows {
   }
 
  private:
+  // n rows of `bytes` bytes, `step` apart
+  SDPA_INLINE static void fetch(const void* rows, int64_t step, int64_t bytes, int n) {
+    if (step == bytes) {
+      bytes *= n;
+      n = 1;
+    }
+    for (int j = 0; j < n; ++j)
+      for (int64_t i = 0; i < bytes; i += kLine)
+        __builtin_prefetch(static_cast<const char*>(rows) + j * step + i, 0, 3);
+  }
+
   template <int bits>
   SDPA_INLINE void dequantize(const char* codes, int j, int n, float* to) const {
     for (int d = 0; d < n; d += group_size) {

@@ -18,6 +18,7 @@
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/softmax.h"
 #include "kernels/cpu/tiles.h"
+#include "kernels/cpu/transpose.h"
 
 namespace sdpa::cpu::SDPA_ISA {
 
@@ -30,8 +31,8 @@ SDPA_INLINE int most_of(int n) {
   return most < kMostInteger ? int(most) : kMostInteger;
 }
 
-// 1 / step of integers up to `most` for values up to x; 0 where x is as good as 0.
-SDPA_INLINE float inverse_step(float x, int most) { return x > 1e-33f ? float(most) / x : 0.f; }
+// Values up to this one count as 0.
+constexpr float kLeast = 1e-33f;
 
 struct CodesScratch {
   static constexpr int R = 8;  // rows of a strip
@@ -40,6 +41,8 @@ struct CodesScratch {
   float *q_step, *q_sum;   // [rows, groups of K]
   float *scales, *biases;  // [groups of K or V, keys] of the tile
   float *S, *O, *alpha, *top, *bias, *tmp;
+  float*
+      shared;  // [rows, groups of V, W]: parts of O that the columns of a group share, to be added up
   State* state;
   uint32_t* copies;
   int groups_k, groups_v, pairs_k, pairs_v, keys, columns, ldq, lds, ldo, ldp;
@@ -69,6 +72,7 @@ struct CodesScratch {
     biases = scratch.take(groups * keys);
     S = scratch.take(size_t(rows) * lds);
     O = scratch.take(size_t(rows) * ldo);
+    shared = scratch.take(size_t(rows) * groups_v * W);
     alpha = scratch.take(rows);
     top = scratch.take(groups);
     bias = scratch.take(keys);
@@ -123,16 +127,22 @@ struct QuantizedCodes {
       pack_groups(v.scales, v.scale, n, s.groups_v, s.keys, s.scales, s.tmp);
       pack_groups(v.biases, v.bias, n, s.groups_v, s.keys, s.biases, s.tmp);
       largest_scales(n);
+      const int next = key + n, left = keys.end - next < t.bk ? keys.end - next : t.bk;
+      Piece ahead = left > 0 ? K.ahead(next, left, p.D) : Piece{};
       for (int strip = 0; strip < strips; ++strip) {
         const Keys seen = strip_keys(strip, key, n);
-        if (seen.begin < seen.end) accumulate<groups>(strip, seen, n);
+        if (seen.begin >= seen.end) continue;
+        accumulate<groups>(strip, seen, n, ahead);
+        ahead = {};
       }
     }
     for (int r = 0; r < t.rows; ++r) {
       const float* o = s.O + size_t(r) * s.ldo;
+      float* const shared = s.shared + size_t(r) * s.groups_v * W;
+      for (int g = 0; g < s.groups_v; ++g) shared[g] = sum(load(shared + g * W));
       for (int i = 0; i < s.columns; ++i) {
         const int d = column_of<bits>(i / W, i % W, groups);
-        if (d < p.Dv) s.tmp[d] = o[i];
+        if (d < p.Dv) s.tmp[d] = o[i] + shared[d / x.group_size];
       }
       finish_row<T>(p, t, row_of(p, t.hkv, t.row0 + r), s.state[r], s.tmp);
     }
@@ -146,6 +156,7 @@ struct QuantizedCodes {
       float* o = s.O + size_t(r) * s.ldo;
       s.alpha[r] = 1.f;
       for (int d = 0; d < s.ldo; ++d) o[d] = s.tmp[d] = 0.f;
+      for (int i = 0; i < s.groups_v * W; ++i) s.shared[size_t(r) * s.groups_v * W + i] = 0.f;
       for (int d = 0; d < p.D; ++d) q[d] = 0.f;
       if (r < t.rows) {
         const Row row = row_of(p, t.hkv, t.row0 + r);
@@ -169,7 +180,8 @@ struct QuantizedCodes {
       top = max_keep(top, max_keep(a, -a));
       total += a;
     }
-    const float most = max(top), inverse = inverse_step(most, kMostInteger), all = sum(total);
+    const float most = max(top), inverse = most > kLeast ? kMostInteger / most : 0.f,
+                all = sum(total);
     s.q_sum[r * s.groups_k + g] = all;
     // A sum that is not finite, as of a NaN, makes the scores NaN.
     s.q_step[r * s.groups_k + g] = inverse == 0.f ? all * 0.f : most / kMostInteger;
@@ -191,23 +203,26 @@ struct QuantizedCodes {
   void scores(int key, int n) {
     const int all = vectors(n);
     for (int v = 0; v < all; v += 2) {
+      Piece ahead = V.ahead(key + v * W, n - v * W < 2 * W ? n - v * W : 2 * W, p.Dv);
       for (int strip = 0; strip < strips; ++strip) {
         const Keys seen = strip_keys(strip, key, n);
         if (seen.begin >= (v + 2) * W || seen.end <= v * W) continue;
-        v + 1 < all ? strip_scores<2>(strip, v) : strip_scores<1>(strip, v);
+        v + 1 < all ? strip_scores<2>(strip, v, ahead) : strip_scores<1>(strip, v, ahead);
+        ahead = {};
       }
     }
   }
 
   // S of a strip and the keys of N vectors
   template <int N>
-  void strip_scores(int strip, int v) {
+  void strip_scores(int strip, int v, Piece ahead) {
     const int depth = x.group_size / 2;
     const size_t step = size_t(s.pairs_k) * W;
     for (int g = 0; g < s.groups_k; ++g) {
       __m512i acc[R][N];
       multiply_codes<R, N, 1>(s.Q + size_t(strip) * R * s.ldq + g * depth, s.ldq,
-                              s.codes + v * step + size_t(g) * depth * W, step, depth, acc);
+                              s.codes + v * step + size_t(g) * depth * W, step, depth,
+                              ahead.part(g, s.groups_k), acc);
       Vec scale[N], bias[N];
 #pragma GCC unroll 4
       for (int i = 0; i < N; ++i) {
@@ -266,49 +281,68 @@ struct QuantizedCodes {
 
   // O = O * alpha + P @ V of a strip and the keys it sees, `groups` groups at a time
   template <int groups>
-  void accumulate(int strip, Keys seen, int n) {
+  void accumulate(int strip, Keys seen, int n, Piece ahead) {
     const int begin = seen.begin / W, end = vectors(seen.end);
     const int all = s.columns / W, most = most_of(n);
-    float top[R];
-    for (int r = 0; r < R; ++r) {
-      const float* P = s.S + size_t(strip * R + r) * s.lds;
-      Vec largest{};
-      if (strip * R + r < t.rows)
-        for (int v = begin; v < end; ++v) largest = max_keep(load(P + v * W), largest);
-      top[r] = max(largest);
-    }
+    const Vec largest = largest_weights(strip, begin, end);
     // Vectors of the same groups.
     const int wide = (groups == 1 ? x.group_size / C::kVectorColumns : 1) * C::kPerWord;
     for (int first = 0; first < all; first += wide) {
       const int g = first / C::kPerWord * C::kVectorColumns / x.group_size;
-      alignas(16) float step[R][groups], bias[R][groups];
+      Steps<groups> steps;
+      for (int i = 0; i < groups; ++i) {
+        const Vec top = g + i < s.groups_v ? largest * s.top[g + i] : Vec{};
+        const IVec some = top > kLeast;
+        store(steps.inverse[i], select(some, float(most) / top, Vec{}));
+        store(steps.step[i], select(some, top * (1.f / most), Vec{}));
+      }
       for (int r = 0; r < R; ++r)
-        for (int i = 0; i < groups; ++i) step[r][i] = bias[r][i] = 0.f;
-      for (int r = 0; r < R; ++r)
-        round_weights<groups>(strip * R + r, g, begin, end, top[r], most, s.P + r * s.ldp, step[r],
-                              bias[r]);
+        round_weights<groups>(strip * R + r, g, begin, end, steps, r, s.P + r * s.ldp);
       const int last = first + wide < all ? first + wide : all;
-      for (int v = first; v < last; v += 2) add_values<groups>(strip, v, begin, end, step, bias);
+      for (int v = first; v < last; v += 2)
+        add_values<groups>(strip, v, begin, end, steps, ahead.part(v / 2, all / 2));
     }
   }
 
-  // Pi [pairs][groups] of a row, what an integer of it stands for, and P @ v_bias with what was lost
+  // What an integer of P stands for, and 1 over that, by group and row.
   template <int groups>
-  SDPA_INLINE void round_weights(int row, int g, int begin, int end, float largest, int most,
-                                 int32_t* Pi, float* step, float* bias) {
+  struct Steps {
+    float step[groups][W], inverse[groups][W];
+  };
+
+  // Lane r: the largest P of row r of the strip
+  SDPA_INLINE Vec largest_weights(int strip, int begin, int end) const {
+    Vec top[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const float* P = s.S + size_t(strip * R + r) * s.lds;
+      top[r] = Vec{};
+      if (strip * R + r < t.rows)
+        for (int v = begin; v < end; ++v) top[r] = max_keep(load(P + v * W), top[r]);
+    }
+    fold_max<1, 8>(top);
+    return max_keep(swap_lanes<8>(top[0]), top[0]);
+  }
+
+  template <int S, int N>
+  SDPA_INLINE static void fold_max(Vec (&a)[R]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N / 2; ++i)
+      a[i] = max_keep(exchange<S, false>(a[2 * i], a[2 * i + 1]),
+                      exchange<S, true>(a[2 * i], a[2 * i + 1]));
+    if constexpr (N > 2) fold_max<2 * S, N / 2>(a);
+  }
+
+  // Pi [pairs][groups] of row r of a strip, and the part of O that is the same in all columns of a group
+  template <int groups>
+  SDPA_INLINE void round_weights(int row, int g, int begin, int end, const Steps<groups>& steps,
+                                 int r, int32_t* Pi) {
     if (row >= t.rows) {
       for (int k = begin * W / 2 * groups; k < end * W / 2 * groups; ++k) Pi[k] = 0;
       return;
     }
     const float* P = s.S + size_t(row) * s.lds;
-    float inverse[groups];
     Vec sums[groups] = {}, lost[groups] = {};
-#pragma GCC unroll 4
-    for (int i = 0; i < groups; ++i) {
-      const float top = g + i < s.groups_v ? largest * s.top[g + i] : 0.f;
-      inverse[i] = inverse_step(top, most);
-      step[i] = inverse[i] == 0.f ? 0.f : top / most;
-    }
     for (int v = begin; v < end; ++v) {
       const Vec weight = load(P + v * W);
       const __mmask16 some = _mm512_cmpneq_ps_mask(bits_as<__m512>(weight), _mm512_setzero_ps());
@@ -318,9 +352,9 @@ struct QuantizedCodes {
         packed[i] = _mm256_setzero_si256();
         if (g + i >= s.groups_v) continue;
         const size_t at = size_t(g + i) * s.keys + v * W;
-        const __m512 scale = _mm512_maskz_loadu_ps(some, s.scales + at);
+        const Vec scale = bits_as<Vec>(_mm512_maskz_loadu_ps(some, s.scales + at));
         sums[i] += weight * bits_as<Vec>(_mm512_maskz_loadu_ps(some, s.biases + at));
-        const Vec exact = weight * bits_as<Vec>(scale) * inverse[i];
+        const Vec exact = weight * steps.inverse[i][r] * scale;
         const __m512i rounded = _mm512_cvtps_epi32(bits_as<__m512>(exact));
         lost[i] += exact - bits_as<Vec>(_mm512_cvtepi32_ps(rounded));
         packed[i] = _mm512_cvtsepi32_epi16(rounded);
@@ -328,7 +362,12 @@ struct QuantizedCodes {
       store_weights<groups>(packed, Pi + v * W / 2 * groups);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < groups; ++i) bias[i] = sum(sums[i] + lost[i] * (C::kCenter * step[i]));
+    for (int i = 0; i < groups; ++i) {
+      if (g + i >= s.groups_v) continue;
+      float* shared = s.shared + (size_t(row) * s.groups_v + g + i) * W;
+      store(shared,
+            load(shared) * s.alpha[row] + sums[i] + lost[i] * (C::kCenter * steps.step[i][r]));
+    }
   }
 
   // Pairs of each group in turns
@@ -354,22 +393,26 @@ struct QuantizedCodes {
 
   // O of a strip and two vectors of columns
   template <int groups>
-  SDPA_INLINE void add_values(int strip, int v, int begin, int end, const float (&step)[R][groups],
-                              const float (&bias)[R][groups]) {
+  SDPA_INLINE void add_values(int strip, int v, int begin, int end, const Steps<groups>& steps,
+                              Piece ahead) {
     const int first = begin * W / 2, depth = (end - begin) * W / 2;
     const size_t vector = size_t(s.pairs_v) * W;
     __m512i acc[R][2];
     multiply_codes<R, 2, groups>(s.P + first * groups, s.ldp,
-                                 s.codes + v * vector + size_t(first) * W, vector, depth, acc);
+                                 s.codes + v * vector + size_t(first) * W, vector, depth, ahead,
+                                 acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec p_step = bits_as<Vec>(repeat<groups>(step[r]));
-      const Vec p_bias = bits_as<Vec>(repeat<groups>(bias[r]));
+      __m512 step = _mm512_set1_ps(steps.step[0][r]);
+      for (int i = 1; i < groups; ++i)
+        step = _mm512_mask_broadcastss_ps(step, __mmask16((groups == 2 ? 0x5555 : 0x1111) << i),
+                                          _mm_load_ss(&steps.step[i][r]));
       const Vec alpha = splat(s.alpha[strip * R + r]);
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
         float* o = s.O + size_t(strip * R + r) * s.ldo + (v + i) * W;
-        store(o, load(o) * alpha + p_bias + bits_as<Vec>(_mm512_cvtepi32_ps(acc[r][i])) * p_step);
+        store(o,
+              load(o) * alpha + bits_as<Vec>(_mm512_cvtepi32_ps(acc[r][i])) * bits_as<Vec>(step));
       }
     }
   }

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 # Kernels whose tiles the rows of a GQA group need not fit.
 ANY_ROWS = ("prefill", "narrow", "wide")
 # Kernels that read a quantized cache, by backend, and the one of them that reads no other.
-READ_PACKED = {"cpu": ("decode", "prefill"), "cuda": ("packed", "decode"), "metal": ()}
+READ_PACKED = {"cpu": ("packed", "prefill"), "cuda": ("packed", "decode"), "metal": ()}
 ONLY_PACKED = "packed"
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # bytes
 PATHS = ("fused", "unfused", "chunked", "stock")
