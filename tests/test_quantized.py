@@ -10,6 +10,7 @@ import pytest
 import reference
 from cases import DTYPES, poison, rounded, to_numpy
 from features import MASKS
+from memory import added
 from mlx_sdpa_ext import _ext
 from pairwise import pairwise
 from tolerances import TOLERANCES, check, check_lse
@@ -134,3 +135,98 @@ def test_every_pair_of_features_of_a_quantized_cache(row, rng):
     check(to_numpy(results[0]), exact, TOLERANCES[row["dtype"]])
     if row["lse"]:
         check_lse(to_numpy(results[1]), lse, TOLERANCES[row["dtype"]])
+
+
+ISAS = _ext.cpu()["isas"]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    _ext.set_cpu_isa(request.param)
+    yield request.param
+    _ext.set_cpu_isa("")
+
+
+def pack(x: np.ndarray, bits: int, group: int = 64) -> tuple[list[mx.array], np.ndarray]:
+    """[words, scales, biases] in float16, and what they stand for."""
+    words, *groups = mx.quantize(mx.array(x.astype(np.float32)), group_size=group, bits=bits)
+    groups = [a.astype(mx.float16) for a in groups]
+    exact = mx.dequantize(words, *(a.astype(mx.float32) for a in groups), group, bits)
+    return [words, *groups], to_numpy(exact)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_many_small_weights_beside_a_large_one_count(isa, rows, bits, rng):
+    """One key has half of the weight, as an attention sink does; all values are of one sign."""
+    q, k = np.zeros((1, 2, rows, 64)), np.zeros((1, 1, 1000, 64))
+    q[..., 0], k[:, :, 3, 0] = 1.0, math.log(1000.0)
+    packed_k, k = pack(k, bits)
+    packed_v, v = pack(rng.uniform(3, 4, (1, 1, 1000, 64)), bits)
+    (out,) = _ext.quantized_sdpa(
+        mx.array(q).astype(mx.float16), *packed_k, *packed_v, scale=1.0, group_size=64, bits=bits
+    )
+    exact, _ = reference.attention(q, k, v, scale=1.0)
+    check(to_numpy(out), exact, TOLERANCES["float16"])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_nan_in_keys_that_no_row_sees_stays_out(isa, bits, rng):
+    """In the same tile as keys that are seen."""
+    q = rounded(rng.standard_normal((1, 2, 20, 64)), "float16")
+    packed_k, k = pack(rng.standard_normal((1, 1, 90, 64)), bits)
+    packed_v, v = pack(rng.standard_normal((1, 1, 90, 64)), bits)
+    options = {"scale": 0.2, "mask": "causal", "window": 10}
+    exact, _ = reference.attention(q, k, v, **options)
+    hide = mx.array(np.arange(90) < 90 - 20 - 9)[:, None]
+    for packed in (packed_k, packed_v):
+        packed[1:] = [mx.where(hide, math.nan, a).astype(mx.float16) for a in packed[1:]]
+    (out,) = _ext.quantized_sdpa(
+        mx.array(q).astype(mx.float16), *packed_k, *packed_v, group_size=64, bits=bits, **options
+    )
+    check(to_numpy(out), exact, TOLERANCES["float16"])
+
+
+@pytest.mark.parametrize("what", ["q", "scales", "biases"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_nan_that_is_seen_comes_out(isa, bits, what, rng):
+    q = mx.array(rng.standard_normal((1, 2, 3, 64))).astype(mx.float16)
+    packed_k, _ = pack(rng.standard_normal((1, 1, 90, 64)), bits)
+    packed_v, _ = pack(rng.standard_normal((1, 1, 90, 64)), bits)
+    key = (mx.arange(90) == 40)[:, None]
+    if what == "q":
+        q[0, 0, 1, 5] = math.nan
+    else:
+        i = 1 if what == "scales" else 2
+        packed_v[i] = mx.where(key, math.nan, packed_v[i]).astype(mx.float16)
+    (out,) = _ext.quantized_sdpa(q, *packed_k, *packed_v, scale=0.2, group_size=64, bits=bits)
+    lost = np.isnan(to_numpy(out))
+    if what == "q":
+        assert lost[0, 0, 1].all() and lost.sum() == 64
+    else:
+        assert lost.all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_prefill_takes_no_more_memory_than_in_float16(isa, bits):
+    q, k = (mx.random.normal(s).astype(mx.float16) for s in ((1, 8, 256, 128), (1, 1, 4096, 128)))
+    packed = mx.quantize(k, group_size=64, bits=bits)
+    call = {"scale": 0.1, "mask": "causal"}
+
+    def quantized():
+        return _ext.quantized_sdpa(q, *packed, *packed, group_size=64, bits=bits, **call)
+
+    ours = added(quantized, q, *packed)
+    assert 0 < ours <= added(lambda: _ext.sdpa(q, k, k, **call), q, k)
+
+
+def test_refused():
+    q, k = mx.zeros((1, 2, 1, 96)), mx.zeros((1, 1, 10, 128))
+    packed = mx.quantize(k, group_size=64, bits=4)
+    with pytest.raises(ValueError, match="same last dimension"):
+        _ext.quantized_sdpa(q, *packed, *packed, scale=1.0, group_size=64, bits=4)
+    narrow = [packed[0][..., :12], *packed[1:]]  # 96 elements, which are no whole groups
+    with pytest.raises(ValueError, match=r"expected to be .* for rows of 96 elements"):
+        _ext.quantized_sdpa(q, *narrow, *narrow, scale=1.0, group_size=64, bits=4)
+    with pytest.raises(ValueError, match="bits is 6"):
+        _ext.quantized_sdpa(q, *packed, *packed, scale=1.0, group_size=64, bits=6)
