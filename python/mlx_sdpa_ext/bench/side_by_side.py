@@ -19,7 +19,7 @@ Calls of 5 ms and more are timed one at a time.
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -90,6 +90,7 @@ class Side:
         self.submit = chain_seconds if few_rows else queue_seconds
         self.times: list[float] = []
         self.calls, self.repeats, self.next = 1, repeats, 0
+        self.once = math.inf  # seconds of a call, roughly
         self.alone = False
         self.error: str | None = None
         self.added_bytes: int | None = None
@@ -102,13 +103,14 @@ class Side:
         """Compiles kernels, reads the peak of memory, and decides how many calls to time."""
         self.take(1)
         q, rest = self.inputs[0]
-        self.added_bytes, _ = added_memory(lambda: self.call(q, *rest), [q, *rest])
-        self.take(2)  # maps the memory again
-        once = min(self.take(1), self.take(1))
-        self.alone = once >= BATCH_SECONDS
-        self.calls = max(1, min(MOST_CALLS, round(BATCH_SECONDS / once)))
-        if once >= SLOW_SECONDS:
-            self.repeats = min(self.repeats, max(FEWEST, round(SLOW_BUDGET / once)))
+        self.added_bytes, self.once = added_memory(lambda: self.call(q, *rest), [q, *rest])
+        if self.once < SLOW_SECONDS:  # else a few more calls say nothing new
+            self.take(2)  # maps the memory again
+            self.once = min(self.take(1), self.take(1))
+        self.alone = self.once >= BATCH_SECONDS
+        self.calls = max(1, min(MOST_CALLS, round(BATCH_SECONDS / self.once)))
+        if self.once >= SLOW_SECONDS:
+            self.repeats = min(self.repeats, max(FEWEST, round(SLOW_BUDGET / self.once)))
 
     def measure(self) -> None:
         if self.alone:
@@ -138,14 +140,27 @@ def side_by_side(
 
     The sides take turns, so that clocks and temperature are the same for all.
     """
+    sides = prepared(calls, inputs, few_rows, repeats)
+    take_turns(sides.values())
+    return {name: side.result() for name, side in sides.items()}
+
+
+def prepared(
+    calls: dict[str, Call], inputs: Sequence[Inputs], few_rows: bool, repeats: int
+) -> dict[str, Side]:
     sides = {name: Side(call, inputs, few_rows, repeats) for name, call in calls.items()}
     for side in sides.values():
         side.attempt(side.prepare)
-    for turn in range(max(side.repeats for side in sides.values())):
-        for side in sides.values():
+    return sides
+
+
+def take_turns(sides: Iterable[Side]) -> None:
+    """Measures each as often as it wants."""
+    sides = list(sides)
+    for turn in range(max((side.repeats for side in sides), default=0)):
+        for side in sides:
             if turn < side.repeats:
                 side.attempt(side.measure)
-    return {name: side.result() for name, side in sides.items()}
 
 
 def summary(times: Sequence[float]) -> dict:

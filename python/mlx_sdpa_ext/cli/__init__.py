@@ -1,4 +1,4 @@
-"""The command line `mlx-sdpa-ext`: run, doctor, explain, demo, bench.
+"""The command line `mlx-sdpa-ext`: run, doctor, explain, demo, bench, calibrate.
 
 Nothing here is imported by `import mlx_sdpa_ext`, and nothing here needs the compiled module until
 a command does, so that `doctor` starts where the rest of the package refuses to.

@@ -292,3 +292,34 @@ def bench(
         raise typer.Exit(command.list_suites())
     call = command.Call(suite, quick, only, torch, limit, commit, out, as_json)
     raise typer.Exit(command.bench(call))
+
+
+@app.command()
+def calibrate(
+    ctx: typer.Context,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Some calls only, about a minute.")
+    ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Minutes; what is not measured by then is left.", metavar="MINUTES"),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Measure anew what is already there.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write to; the user's settings if left out."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Measure which attention path is the fastest on this machine, and have the router follow.
+
+    Each call of a grid is timed on every path and on stock MLX, in turns. A threshold of the
+    router is set where the difference exceeds the noise, and stays as shipped elsewhere. What is
+    measured is kept as it comes: after Ctrl-C, the same command goes on.
+    """
+    need_package(ctx)
+    from . import calibrate as command
+
+    raise typer.Exit(command.calibrate(quick, budget, restart, out, as_json))
