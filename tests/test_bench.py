@@ -7,8 +7,8 @@ from itertools import islice
 
 import mlx.core as mx
 import pytest
-from command_line import call
-from mlx_sdpa_ext.bench import cpu, cpu_plot, metal, rows, training
+from command_line import call, call_in_process
+from mlx_sdpa_ext.bench import context, context_plot, cpu, cpu_plot, metal, rows, suites, training
 from mlx_sdpa_ext.bench.measure import environment
 
 
@@ -60,3 +60,72 @@ def test_the_cpu_suite(tmp_path):
     record = {"environment": environment(), "results": found}
     cpu_plot.plot(record, tmp_path / "cpu.png")
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_writes_a_table_json_and_a_picture(tmp_path):
+    done = call("bench", "quick", "--quick", "--out", "x", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "prefill bfloat16" in done.stdout and "decode bfloat16" in done.stdout
+    record = json.loads((tmp_path / "x" / "quick.json").read_text())
+    assert not record["interrupted"] and record["environment"]["mlx"] == mx.__version__
+    for result in record["results"]:
+        assert result["ours"]["median_s"] > 0 and result["stock"]["median_s"] > 0
+    assert (tmp_path / "x" / "quick.png").read_bytes().startswith(b"\x89PNG")
+    done = call("bench", "--compare", *[tmp_path / "x" / "quick.json"] * 2)
+    assert done.returncode == 0 and done.stdout.count("1.00x") == len(record["results"])
+
+
+def test_the_context_suite(tmp_path):
+    found = list(context.suite(quick=True, limit=60))
+    assert [(r["q"][2], r["k"][2]) for r in found] == [
+        (rows, keys) for rows in context.QUICK_ROWS for keys in context.QUICK_LENGTHS
+    ]
+    for result in found:
+        assert result["route"]["path"] == "fused" and result["speedup"] > 0
+        assert len(context.row(result)) == len(context.TITLES)
+    assert found[2]["stock"]["added_bytes"] > found[0]["stock"]["added_bytes"]
+    found[-1]["stock"] = {"error": "no memory"}
+    found[-1].pop("speedup")
+    assert "no memory" in context.row(found[-1])[2]
+    record = {"environment": environment(), "results": found}
+    context_plot.plot(record, tmp_path / "context.png")
+    assert (tmp_path / "context.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stock_is_measured_as_far_as_its_time_goes():
+    stock = context.Stock(limit=10.0)
+    zero = mx.zeros((8,))
+    assert "median_s" in stock.measured(100, lambda: zero + 1, [zero])
+    stock.by_key = 0.2
+    assert stock.measured(1000, lambda: zero + 1, [zero]) == {"not_run_expected_s": 200.0}
+
+    def fails():
+        raise RuntimeError("[malloc] no memory\nmore")
+
+    stock.by_key = 0.0
+    assert stock.measured(1, fails, [zero]) == {"error": "[malloc] no memory"}
+
+
+def test_every_suite_is_listed_and_says_what_it_needs(capsys, monkeypatch):
+    code, said, _ = call_in_process(capsys, "bench")
+    assert code == 0 and all(f"{name} " in said for name in suites.SUITES)
+    monkeypatch.setattr("mlx_sdpa_ext.cli.bench.find_spec", lambda name: None)
+    code, _, errors = call_in_process(capsys, "bench", "soak")
+    assert code == 1 and "pip install 'mlx-sdpa-ext[bench]'" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nothing",), "'nothing' is none of the suites quick, context"),
+        (("cpu", "--only", "x"), "--only means nothing to the suite cpu"),
+        (("models", "--only", "("), "not a regular expression"),
+        (("models", "--limit", "0"), "--limit is 0"),
+        (("cpu", "--compare", "a", "b"), "leave the suite out"),
+        (("quick", "--out", "/dev/null/x"), "cannot write to --out"),
+    ],
+)
+def test_a_benchmark_asked_wrongly(arguments, words, capsys):
+    code, said, errors = call_in_process(capsys, "bench", *arguments)
+    assert code == 2 and said == ""
+    assert words in errors and errors.count("\n") == 1

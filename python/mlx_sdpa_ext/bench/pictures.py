@@ -52,7 +52,8 @@ def title(record: dict, calls: str) -> str:
 
 
 def label(axis: Any, name: str, across: str) -> None:
-    axis.set_ylim(bottom=0)
+    if axis.get_yscale() == "linear":
+        axis.set_ylim(bottom=0)
     axis.set_xlabel(across)
     axis.set_title(name, loc="left", fontsize=10)
     axis.grid(which="major", color="#e3e3e3", lw=0.8)

@@ -7,7 +7,20 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from . import cpu, cpu_plot, cuda, cuda_plot, metal, models, rows, soak, training
+from . import (
+    context,
+    context_plot,
+    cpu,
+    cpu_plot,
+    cuda,
+    cuda_plot,
+    metal,
+    models,
+    quick,
+    rows,
+    soak,
+    training,
+)
 
 
 class Options(NamedTuple):
@@ -16,7 +29,7 @@ class Options(NamedTuple):
     quick: bool = False  # small shapes, to see that it works
     only: str | None = None  # a regular expression that a result's name must contain
     torch: str | None = None  # the Python of an environment with torch
-    limit: float = 120  # seconds for one model on one side
+    limit: float = 120  # seconds: of one model on one side; of stock as the context grows
 
 
 class Suite(NamedTuple):
@@ -24,7 +37,7 @@ class Suite(NamedTuple):
 
     what: str  # in a line
     run: Callable[[Options], Iterator[dict]]
-    device: str  # cpu, metal, cuda; gpu is whichever there is
+    device: str  # cpu, metal, cuda; gpu is whichever there is, any the default one
     titles: tuple[str, ...] = rows.TITLES
     row: Callable[[dict], list[str]] = rows.speed_row
     plot: Callable[[dict, Path], None] | None = None
@@ -33,6 +46,21 @@ class Suite(NamedTuple):
 
 
 SUITES = {
+    "quick": Suite(
+        "prefill and decode at five head dims, on the default device: less than a minute",
+        lambda o: quick.suite(o.quick),
+        "any",
+        plot=quick.plot,
+    ),
+    "context": Suite(
+        "time, memory and route by context length, on the default device: a minute or two",
+        lambda o: context.suite(o.quick, o.limit),
+        "any",
+        context.TITLES,
+        context.row,
+        context_plot.plot,
+        options=("limit",),
+    ),
     "cpu": Suite(
         "speed on the CPU: four to five minutes on two cores, most of them stock's",
         lambda o: cpu.speed(o.quick, o.torch),
@@ -86,7 +114,7 @@ SUITES = {
         options=("only",),
     ),
 }
-GPUS = {"metal": (mx.metal,), "cuda": (mx.cuda,), "gpu": (mx.metal, mx.cuda), "cpu": ()}
+GPUS = {"metal": (mx.metal,), "cuda": (mx.cuda,), "gpu": (mx.metal, mx.cuda), "cpu": (), "any": ()}
 NAMES = {"metal": "Metal GPU", "cuda": "NVIDIA GPU", "gpu": "GPU"}
 
 
@@ -97,7 +125,9 @@ def missing_device(suite: Suite) -> str | None:
     return f"this MLX has no {NAMES[suite.device]}"
 
 
-def mlx_device(suite: Suite) -> mx.DeviceType:
+def mlx_device(suite: Suite) -> mx.Device | mx.DeviceType:
+    if suite.device == "any":
+        return mx.default_device()
     return mx.gpu if GPUS[suite.device] else mx.cpu
 
 

@@ -260,7 +260,7 @@ def bench(
         ),
     ] = None,
     limit: Annotated[
-        float, typer.Option(help="models: seconds for one model on one side.")
+        float, typer.Option(help="Seconds. models: for one model on one side; context: for stock.")
     ] = 120.0,
     out: Annotated[
         Path, typer.Option(help="Folder for the JSON and the picture, made if needed.")
