@@ -10,7 +10,7 @@ from cases import DTYPES, Case, call, compute, expected, make, replace, to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_sdpa_ext import _ext, attention
-from tolerances import TOLERANCES, check, check_lse
+from tolerances import TOLERANCES, Tolerance, check, check_lse
 
 ANY = settings(max_examples=150, deadline=None, database=None)
 MASK_SHAPES = (
@@ -121,8 +121,9 @@ def test_the_order_of_the_keys_does_not_matter(case, rng):
     q, k, v = x.arrays
     forth = call(case, q, k, v, x.mask_arg, x.sinks_arg)
     other = call(case, q, k[:, :, order], v[:, :, order], x.mask_arg[..., order], x.sinks_arg)
-    check(to_numpy(other[0]), to_numpy(forth[0]), TOLERANCES["float32"])
-    check_lse(to_numpy(other[1]), to_numpy(forth[1]), TOLERANCES["float32"])
+    both = Tolerance(*(2 * bound for bound in TOLERANCES["float32"]))  # either is off by as much
+    check(to_numpy(other[0]), to_numpy(forth[0]), both)
+    check_lse(to_numpy(other[1]), to_numpy(forth[1]), both)
 
 
 @ANY

@@ -26,7 +26,7 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS="exitcode=66 suppressions=$PWD/tools/thread_sanitizer.txt"
 
 tests=(arguments backward cases chunks compile dims empty explain first_use gradients layouts limits masks memory memory_limit
-  merge models patch patch_lm patch_quantized patch_stats plan properties reference router router_costs router_dispatch
+  merge models patch patch_lm patch_quantized patch_stats plan properties quantized reference router router_costs router_dispatch
   router_stock specials streams_threads tiles training vmap)
 files=("${tests[@]/#/tests/test_}")
 files=("${files[@]/%/.py}")
