@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cases import Case
-from layouts import MASK_LAYOUTS
+from layouts import LAYOUTS, MASK_LAYOUTS
 
 MASKS = [
     {"mask": "none"},
@@ -17,6 +17,15 @@ MASKS = [
         for shape, layout in zip(shapes, (*MASK_LAYOUTS, *MASK_LAYOUTS))
     ),
 ]
+# What a call has besides, and how its operands lie in memory.
+FEATURES = {
+    "softcap": (None, 3.0),
+    "sinks": (False, True),
+    "lse": (False, True),
+    "q_layout": tuple(LAYOUTS),
+    "k_layout": tuple(LAYOUTS),
+    "v_layout": tuple(LAYOUTS),
+}
 
 
 def case(*, dims, heads, lengths, masking, pathway, **rest) -> Case:

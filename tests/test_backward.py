@@ -6,8 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import DTYPES, Case, expected, make, poison, replace, to_numpy
-from features import MASKS, case
-from layouts import LAYOUTS
+from features import FEATURES, MASKS, case
 from memory import MiB, added
 from mlx_sdpa_ext import _ext, attention
 from pairwise import pairwise
@@ -27,12 +26,7 @@ FACTORS = {
     "lengths": LENGTHS,
     "dtype": DTYPES,
     "masking": MASKS,
-    "softcap": (None, 3.0),
-    "sinks": (False, True),
-    "lse": (False, True),
-    "q_layout": tuple(LAYOUTS),
-    "k_layout": tuple(LAYOUTS),
-    "v_layout": tuple(LAYOUTS),
+    **FEATURES,
     "pathway": [{"path": "fused"}, {"path": "chunked", "chunk_size": 32}],
     "isa": tuple(_ext.cpu()["isas"]),
 }

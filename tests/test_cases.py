@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cases import DTYPES, verify
-from features import case
-from layouts import LAYOUTS
+from features import FEATURES, case
 from mlx_sdpa_ext import _ext
 from pairwise import pairwise
 
@@ -39,12 +38,7 @@ FACTORS = {
     "lengths": LENGTHS,
     "dtype": DTYPES,
     "masking": MASKS,
-    "softcap": (None, 3.0),
-    "sinks": (False, True),
-    "lse": (False, True),
-    "q_layout": tuple(LAYOUTS),
-    "k_layout": tuple(LAYOUTS),
-    "v_layout": tuple(LAYOUTS),
+    **FEATURES,
     "pathway": PATHS,
     "isa": tuple(_ext.cpu()["isas"]),
 }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cases import DTYPES, verify
-from features import MASKS, case
-from layouts import LAYOUTS
+from features import FEATURES, MASKS, case
 from pairwise import pairwise
 
 pytestmark = pytest.mark.metal
@@ -25,12 +24,7 @@ FACTORS = {
     "lengths": LENGTHS,
     "dtype": DTYPES,
     "masking": MASKS,
-    "softcap": (None, 3.0),
-    "sinks": (False, True),
-    "lse": (False, True),
-    "q_layout": tuple(LAYOUTS),
-    "k_layout": tuple(LAYOUTS),
-    "v_layout": tuple(LAYOUTS),
+    **FEATURES,
     "pathway": PATHS,
 }
 
