@@ -8,7 +8,17 @@ from itertools import islice
 import mlx.core as mx
 import pytest
 from command_line import call, call_in_process
-from mlx_sdpa_ext.bench import context, context_plot, cpu, cpu_plot, metal, rows, suites, training
+from mlx_sdpa_ext.bench import (
+    context,
+    context_plot,
+    cpu,
+    cpu_plot,
+    cpu_quantized,
+    metal,
+    rows,
+    suites,
+    training,
+)
 from mlx_sdpa_ext.bench.measure import environment
 
 
@@ -47,10 +57,15 @@ def test_a_record_says_where_it_was_taken():
 
 def test_the_cpu_suite(tmp_path):
     """Without PyTorch; what it shows and draws, also of results that PyTorch has part in."""
-    found = [*islice(cpu.speed(quick=True), 4), *cpu.growth(quick=True)]
+    packed = list(cpu_quantized.beside_float16(quick=True))
+    assert [(r["case"], r["bits"]) for r in packed[-2:]] == [
+        ("quantized prefill", b) for b in (8, 4)
+    ]
+    assert all(r["added_bytes"] <= r["float16_added_bytes"] for r in packed[-2:])
+    found = [*islice(cpu.speed(quick=True), 4), *cpu.growth(quick=True), *packed]
     assert found[0]["case"] == "torch" and "--torch" in found[0]["error"]
     assert [r["dtype"] for r in found[1:4]] == ["float32", "bfloat16", "float16"]
-    assert {r["q"][2] for r in found[4:]} == {1, cpu.LONG[0]}
+    assert {r["q"][2] for r in found[4:]} == {1, cpu.LONG[0], 128}
     side = {"median_s": 1.0, "gflops": 2.0, "backend": "math"}
     found[1] |= {"torch": side, "over_torch": 3.0}
     peak = {"case": "ceiling", "name": "gemm", "by": "torch", "n": 9, "dtype": "float32"}

@@ -6,7 +6,7 @@ from functools import partial
 import mlx.core as mx
 
 from .. import attention, limits
-from . import ceilings
+from . import ceilings, cpu_quantized
 from .beside import DTYPES, beside_stock, operands
 from .measure import added_memory, seconds
 from .torch_beside import Torch, beside
@@ -51,6 +51,7 @@ def _speed(quick: bool, torch: Torch | None) -> Iterator[dict]:
         arrays = operands(8, 1, rows, keys, 256, 256, "float32")
         yield beside_stock(f"{rows} rows", arrays, "causal", 1, 7)
     yield from growth(quick)
+    yield from cpu_quantized.beside_float16(quick)
 
 
 def _gemm(n: int, dtype: str, torch: Torch) -> Iterator[dict]:

@@ -1,5 +1,7 @@
 """How a result of the suites cpu, cpu-memory, metal and quick is shown: the cells of one row."""
 
+from . import cpu_quantized
+
 TITLES = ("case", "shape", "ours", "stock", "")
 CPU_TITLES = ("case", "shape", "ours", "stock, PyTorch", "ratios")
 MEMORY_TITLES = ("path", "shape", "added", "time", "")
@@ -27,6 +29,8 @@ def cpu_row(result: dict) -> list[str]:
     if result["case"] == "growth":
         found = f"{result['ns_by_key']:.1f} ns a key, adds {result['added_bytes'] >> 10} KiB"
         return [f"growth {result['dtype']}", shape(result), found, "", ""]
+    if result["case"].startswith("quantized"):
+        return cpu_quantized.row(result, shape(result))
     row = speed_row(result)
     if "over_torch" in result:
         side = result["torch"]

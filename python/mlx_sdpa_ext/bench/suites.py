@@ -68,7 +68,8 @@ SUITES = {
         rows.CPU_TITLES,
         rows.cpu_row,
         cpu_plot.plot,
-        options=("torch",),
+        ("mlx_lm",),
+        ("torch",),
     ),
     "cpu-memory": Suite(
         "peak memory by path on the CPU: twenty minutes, as stock's matmul is slow",
