@@ -130,6 +130,9 @@ def test_wrong_arguments_and_folders(few, capsys, tmp_path):
     blocked.write_text("")
     code, _, errors = call_in_process(capsys, "calibrate", "--out", str(blocked / "x"))
     assert code == 2 and "cannot write to" in errors and "Traceback" not in errors
+    few.write_text("")  # where the folder of settings should be
+    code, _, errors = call_in_process(capsys, "calibrate")
+    assert code == 2 and "--out names another" in errors
     code, _, errors = call_in_process(capsys, "calibrate", "--out", str(tmp_path / "mine"))
     assert code == 0 and f"MLX_SDPA_EXT_PROFILE={tmp_path / 'mine' / 'profile-cpu.json'}" in errors
 
@@ -149,6 +152,25 @@ def test_a_path_that_is_far_slower_on_less_work_is_left_out():
     assert "median_s" in left_out(point(32, 9.0), point(64, 7.0))
     assert "median_s" in left_out(point(32, 9.0))
     assert "median_s" in left_out(point(256, 9.0), point(512, 9.0))  # of more work
+
+
+@pytest.mark.parametrize("refused", (False, True))
+def test_a_kernel_that_fails_on_the_device_is_not_timed(refused, monkeypatch):
+    """As first_use.py answers on a GPU: by another route, or not at all."""
+    place = attention.place_of(None)
+    route = type(place).route
+
+    def without(self, problem, path, force_fused, call):
+        if path == "fused" and refused:
+            raise ValueError("sdpa_x of this package failed here")
+        found = route(self, problem, path, force_fused, call)
+        failed = {"provider": "stock", "reason": "sdpa_x of this package failed here"}
+        return found._replace(**failed) if path == "fused" else found
+
+    monkeypatch.setattr(type(place), "route", without)
+    sides = measure.point(CALLS[1], place.device, place.limits, [])["sides"]
+    assert sides["fused"] == {"skipped": "sdpa_x of this package failed here"}
+    assert "median_s" in sides["unfused"]
 
 
 def test_what_a_call_will_take():

@@ -15,7 +15,8 @@ HEADS, D, DTYPE = (4, 1), 256, "bfloat16"
 ROWS = (2048, 1)
 LENGTHS = tuple(2048 << i for i in range(7))  # to 131072
 QUICK_ROWS, QUICK_LENGTHS = (64, 1), (64, 128, 256)
-REPEATS, SLOW_SECONDS = 5, 1.0  # slow calls are timed once
+FEWEST, MOST, SOME_SECONDS = 5, 50, 0.5  # repeats of a call, and what they take together
+SLOW_SECONDS = 1.0  # from which a call is timed once
 TITLES = ("rows x keys", "ours, adds", "stock, adds", "route", "ratio")
 
 
@@ -78,8 +79,9 @@ def side(run: Callable[[], mx.array], arrays: list[mx.array]) -> tuple[dict, flo
     if once >= SLOW_SECONDS:
         taken = {"median_s": once, "best_s": once, "worst_s": once, "repeats": 1}
         return taken | {"added_bytes": added}, once
-    taken = seconds(run, REPEATS, warm_up=1)
-    return taken | {"added_bytes": added}, once + (REPEATS + 1) * taken["median_s"]
+    repeats = max(FEWEST, min(MOST, round(SOME_SECONDS / once)))
+    taken = seconds(run, repeats, warm_up=1)
+    return taken | {"added_bytes": added}, once + (repeats + 1) * taken["median_s"]
 
 
 def row(result: dict) -> list[str]:

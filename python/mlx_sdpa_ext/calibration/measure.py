@@ -54,6 +54,7 @@ def point(call: Call, device: Device, limits: Limits, seen: Sequence[Point]) -> 
         inputs = _inputs(call)
     except FAILURES as error:  # of memory
         return {"call": call._asdict(), "sides": {}, "took_s": 0.0, "error": _first_line(error)}
+    skipped |= _failed(call, paths, inputs[0])
     wanted = {name: run for name, run in paths.items() if name not in skipped}
     sides = prepared(wanted, inputs, call.Lq <= CHAIN_ROWS and call.Dv == call.D, REPEATS)
     fastest = min((side.once for side in sides.values()), default=math.inf)
@@ -83,19 +84,19 @@ def noise(calls: Sequence[Call], device: Device, limits: Limits) -> float:
 
 
 def _paths(call: Call, device: Device, limits: Limits) -> dict[str, Any]:
-    problem = call.problem
-    options = {
-        "scale": call.D**-0.5,
-        "mask": problem.mask if problem.mask != "none" else None,
-    }
+    options = {"scale": call.D**-0.5, "mask": _mask(call)}
     ours = partial(attention.scaled_dot_product_attention, **options)
     paths = {"stock": partial(attention.stock_attention, **options)}
     paths["unfused"] = partial(ours, path="unfused")
-    if any(tile.serves(problem) for tile in device.tiles):
+    if any(tile.serves(call.problem) for tile in device.tiles):
         paths["fused"] = partial(ours, path="fused")
         if call.Lk > limits.chunk_size:  # else it is one chunk, which is what `fused` runs
             paths["chunked"] = partial(ours, path="chunked")
     return paths
+
+
+def _mask(call: Call) -> str | None:
+    return "causal" if call.problem.mask == "causal" else None
 
 
 def _skipped(
@@ -112,6 +113,21 @@ def _skipped(
         if len(ratios) >= DROPPED_AFTER and min(ratios[-DROPPED_AFTER:]) >= DROP:
             why = f"{ratios[-1]:.0f} times slower than the fastest on less work"
             found[name] = {"skipped": why, "at_least": DROP}
+    return found
+
+
+def _failed(call: Call, paths: dict[str, Any], inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """Paths whose kernel of ours fails its check on this device: another would run in its place."""
+    found: dict[str, dict[str, Any]] = {}
+    arguments = (inputs.q, *inputs.rest, _mask(call), None)
+    for name in {"fused", "chunked"} & paths.keys():
+        try:
+            route = attention.place_of(None).route(call.problem, name, False, arguments)
+        except ValueError as error:
+            found[name] = {"skipped": _first_line(error)}
+        else:
+            if route.provider != "ext":
+                found[name] = {"skipped": route.reason}
     return found
 
 

@@ -47,7 +47,8 @@ def _raw(here: Any, folder: Path | None, restart: bool) -> Raw:
         where = folder or folders.config()
     except RuntimeError:
         fail("calibrate: there is no home folder; name one with --out", FAILED)
-    make_folder("calibrate", where)
+    settings = "the folder of settings (--out names another)"
+    make_folder("calibrate", where, "--out" if folder else settings)
     identity = user.identity(here, device.name(here.backend))
     raw = Raw(where / f"calibration-{here.backend}.jsonl", identity)
     try:

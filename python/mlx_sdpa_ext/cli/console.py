@@ -30,14 +30,14 @@ def fail(message: str, code: int = USAGE) -> NoReturn:
     raise typer.Exit(code)
 
 
-def make_folder(command: str, folder: Path) -> None:
-    """Makes the folder of --out; ends the command with one message where it cannot be written."""
+def make_folder(command: str, folder: Path, what: str = "--out") -> None:
+    """Makes a folder to write to; ends the command with one message where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        fail(f"{command}: cannot write to --out {folder}: {error.strerror}")
+        fail(f"{command}: cannot write to {what} {folder}: {error.strerror}")
 
 
 def print_json(data: Any) -> None:
