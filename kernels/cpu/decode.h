@@ -1,5 +1,5 @@
 // Attention of a few rows (at most bq) against many keys: bound by reading K and V, so both are read once, where
-// they lie, and widened in registers.
+// they lie, and widened or paired in registers (decode_operands.h).
 //
 // One task: the rows of one KV head (all heads of the GQA group, rows.h) against the keys [key0, key1).
 //   for each tile j of bk keys:
@@ -16,19 +16,25 @@
 
 namespace sdpa::cpu::SDPA_ISA {
 
+template <typename T>
 struct DecodeScratch {
-  float *Q, *S, *O, *bias;
+  using E = typename Operand<T>::E;
+
+  E *Q, *P;  // P takes the place of S, row by row
+  float *S, *O, *bias;
   State* state;
   void* tile;  // [bk, D] or [bk, Dv] where rows are not contiguous
-  int ldq, lds, ldo;
+  int ldq, lds, ldp, ldo;
   size_t bytes;
 
   DecodeScratch(const Params& p, int bq, int bk, void* base)
-      : ldq(round_up(p.D, W)), lds(round_up(bk, W)), ldo(round_up(p.Dv, W)) {
+      : ldq(round_up(p.D, Operand<T>::kValues)), lds(round_up(bk, W)),
+        ldp(lds * int(sizeof(float) / sizeof(E))), ldo(round_up(p.Dv, Operand<T>::kColumns)) {
     const size_t rows = round_up(bq, kStrip);
     Scratch scratch(base);
-    Q = scratch.take(rows * ldq);
+    Q = scratch.take<E>(rows * ldq);
     S = scratch.take(rows * lds);
+    P = reinterpret_cast<E*>(S);
     O = scratch.take(rows * ldo);
     bias = scratch.take(lds);
     state = scratch.take<State>(rows);
@@ -38,15 +44,17 @@ struct DecodeScratch {
 };
 
 inline size_t decode_scratch(const Params& p, int bq, int bk) {
-  return DecodeScratch(p, bq, bk, nullptr).bytes;
+  return visit(p.dtype,
+               [&](auto type) { return DecodeScratch<decltype(type)>(p, bq, bk, nullptr).bytes; });
 }
 
 template <typename T>
 struct Decode {
+  using E = typename Operand<T>::E;
   const Params& p;
   const Operands& x;
   const Task& t;
-  const DecodeScratch s;
+  const DecodeScratch<T> s;
   const T *K, *V;  // of the KV head, key 0
 
   Decode(const Params& p, const Operands& x, const Task& t, void* scratch)
@@ -77,13 +85,20 @@ struct Decode {
   // Q, and O, m, l as they stand before the first key. Rows that fill up a strip are zeros.
   void load_rows() {
     for (int r = 0; r < round_up(t.rows, kStrip); ++r) {
-      float *q = s.Q + r * s.ldq, *o = s.O + r * s.ldo;
-      for (int d = 0; d < s.ldq; ++d) q[d] = 0.f;
+      E* q = s.Q + r * s.ldq;
+      float* o = s.O + r * s.ldo;
+      for (int d = 0; d < s.ldq; ++d) q[d] = E{};
       for (int d = 0; d < s.ldo; ++d) o[d] = 0.f;
       if (r >= t.rows) continue;
       const Row row = row_of(p, t.hkv, t.row0 + r);
       const T* from = row_of_operand<T>(x.Q, p.Qs, t.b, row);
-      for (int d = 0; d < p.D; ++d) q[d] = widen(from[d * p.Qs.col]);
+      for (int d = 0; d < p.D; ++d) {
+        if constexpr (std::is_same_v<E, T>) {
+          q[d] = from[d * p.Qs.col];
+        } else {
+          q[d] = widen(from[d * p.Qs.col]);
+        }
+      }
       s.state[r] = start_row<T>(p, x, t, row, s.ldo, o);
     }
   }
@@ -123,7 +138,7 @@ struct Decode {
           {seen.begin - key, seen.end - key < n ? seen.end - key : n},
           masked ? mask_rows(row) : nullptr,
       };
-      const float alpha = softmax_row(p, tile, s.state[r], tile.S);  // P takes the place of S
+      const float alpha = softmax_row(p, tile, s.state[r], s.P + r * s.ldp);
       if (alpha == 1.f) continue;
       float* o = s.O + r * s.ldo;
       for (int d = 0; d < s.ldo; d += W) store(o + d, load(o + d) * alpha);
@@ -134,7 +149,7 @@ struct Decode {
   void output(int key, int n, Ahead& ahead) {
     const Matrix<T> tile = rows(V, p.Vs, key, n, p.Dv);
     for_strips([&](auto R, auto first, int r) {
-      tile_output<R, first>(tile, n, p.Dv, s.S + r * s.lds, s.lds, s.O + r * s.ldo, s.ldo, ahead);
+      tile_output<R, first>(tile, n, p.Dv, s.P + r * s.ldp, s.ldp, s.O + r * s.ldo, s.ldo, ahead);
     });
   }
 

@@ -1,23 +1,17 @@
 // The products of decode on a tile of keys: R rows at a time against K and V, which are read as they lie in memory, in
-// order, and widened in registers. Both hold kSums accumulators; what they read once is used for all R rows.
+// order, and widened or paired in registers. Both hold kSums accumulators; what they read once is used for all R rows.
 #pragma once
 
 #include "kernels/cpu/ahead.h"
+#include "kernels/cpu/decode_operands.h"
 #include "kernels/cpu/transpose.h"
 
 namespace sdpa::cpu::SDPA_ISA {
 
 constexpr int kSums = W >= 16 ? 16 : 8;  // accumulators: they hide the latency of multiply-add
 constexpr int kStrip = 8;                // rows at most that share what is read
-
-// Rows of K or V: row j at `at + j * step`.
-template <typename T>
-struct Matrix {
-  const T* at;
-  int64_t step;
-
-  const T* operator[](int64_t j) const { return at + j * step; }
-};
+constexpr int kTogether =
+    16 << 10;  // bytes of V, in L1, that are multiplied while columns of O are in registers
 
 // Lane l of a[i] = the sum of the lanes of a[i * W + l].
 template <int S = 1, int N = kSums>
@@ -28,11 +22,12 @@ SDPA_INLINE void sum_lanes(Vec (&a)[kSums]) {
 }
 
 // S [R, n] = Q [R, D] @ K [n, D]^T. Columns up to the next multiple of kSums / R are written too.
-template <int R, bool First, typename T>
-void tile_scores(const Matrix<T>& K, int n, int D, const float* Q, int ldq, float* S, int lds,
+template <int R, bool First, typename T, typename E>
+void tile_scores(const Matrix<T>& K, int n, int D, const E* Q, int ldq, float* S, int lds,
                  Ahead& ahead) {
+  using X = Operand<T>;
   constexpr int N = kSums / R;  // keys at a time
-  constexpr int kBytes = N * W * int(sizeof(T));
+  constexpr int kBytes = N * X::kValues * int(sizeof(T));
   constexpr int kEvery = kBytes < kLine ? kLine / kBytes : 1;
   for (int j = 0; j < n; j += N) {
     Lines lines = First ? ahead.next(N) : Lines{};
@@ -40,26 +35,27 @@ void tile_scores(const Matrix<T>& K, int n, int D, const float* Q, int ldq, floa
     for (int i = 0; i < N; ++i) k[i] = K[j + i < n ? j + i : n - 1];
     Vec sums[kSums] = {};
     int d = 0;
-    for (; d + W <= D; d += W) {
-      if (First && d / W % kEvery == 0) lines.fetch<kEvery * kBytes / kLine>();
+    for (; d + X::kValues <= D; d += X::kValues) {
+      if (First && d / X::kValues % kEvery == 0) lines.fetch<kEvery * kBytes / kLine>();
       Vec x[N];
 #pragma GCC unroll 16
-      for (int i = 0; i < N; ++i) x[i] = load(k[i] + d);
+      for (int i = 0; i < N; ++i) x[i] = X::load(k[i] + d);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        Vec q = load(Q + r * ldq + d);
+        Vec q = X::load_own(Q + r * ldq + d);
         hold(q);
 #pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) sums[r * N + i] += q * x[i];
+        for (int i = 0; i < N; ++i) sums[r * N + i] = X::add(sums[r * N + i], q, x[i]);
       }
     }
     if (d < D) {
       if (First) lines.fetch<kEvery * kBytes / kLine>();
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i) {
-        const Vec x = load_n(k[i] + d, D - d);
+        const Vec x = X::load_n(k[i] + d, D - d);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sums[r * N + i] += load(Q + r * ldq + d) * x;
+        for (int r = 0; r < R; ++r)
+          sums[r * N + i] = X::add(sums[r * N + i], X::load_own(Q + r * ldq + d), x);
       }
     }
     sum_lanes(sums);
@@ -69,59 +65,69 @@ void tile_scores(const Matrix<T>& K, int n, int D, const float* Q, int ldq, floa
   }
 }
 
-// O [R, C * W] += P [R, N] @ V [N, C * W], of which V has `columns`.
-template <int R, int N, int C, bool Whole, bool First, typename T>
-SDPA_INLINE void tile_block(const Matrix<T>& V, int columns, const float* P, int lds, float* O,
-                            int ldo, Lines& lines) {
-  constexpr int kLines = N * C * W * int(sizeof(T)) / kLine;
-  Vec v[N][C];
-#pragma GCC unroll 8
-  for (int j = 0; j < N; ++j) {
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c)
-      v[j][c] = Whole ? load(V[j] + c * W) : load_n(V[j] + c * W, columns - c * W);
-  }
+// O [R, C * W] += P [R, n] @ V [n, C * W], of which V has `columns`: O is in registers from the first key to the last.
+template <int R, int C, bool Whole, bool First, typename T, typename E>
+SDPA_INLINE void tile_columns(const Matrix<T>& V, int n, int columns, const E* P, int ldp, float* O,
+                              int ldo, Lines& lines) {
+  using X = Operand<T>;
+  constexpr int kBytes = X::kKeys * C * W * int(sizeof(T));
+  constexpr int kEvery = kBytes < kLine ? kLine / kBytes : 1;
+  Vec o[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    if (First && r * kLines / R < (r + 1) * kLines / R) lines.fetch<(kLines + R - 1) / R>();
-    Vec o[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) o[c] = load(O + r * ldo + c * W);
+    for (int c = 0; c < C; ++c) o[r][c] = load(O + r * ldo + c * W);
+  }
+  const auto multiply = [&](auto all, int j) __attribute__((always_inline)) {
+    if (First && j / X::kKeys % kEvery == 0) lines.fetch<kEvery * kBytes / kLine>();
+    Vec v[C];
+    X::template load_keys<all, Whole>(V, j, columns, v);
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) {
-      const Vec p = splat(P[r * lds + j]);
+    for (int r = 0; r < R; ++r) {
+      const Vec p = X::splat_keys(P + r * ldp + j);
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) o[c] += p * v[j][c];
+      for (int c = 0; c < C; ++c) o[r][c] = X::add(o[r][c], p, v[c]);
     }
+  };
+  int j = 0;
+  for (; j + X::kKeys <= n; j += X::kKeys) multiply(std::true_type{}, j);
+  if (j < n) multiply(std::false_type{}, j);
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) store(O + r * ldo + c * W, o[c]);
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) store(O + r * ldo + c * W, o[r][c]);
   }
 }
 
-// O [R, Dv] += P [R, N] @ V [N, Dv]
-template <int R, int N, bool First, typename T>
-SDPA_INLINE void tile_keys(const Matrix<T>& V, int Dv, const float* P, int lds, float* O, int ldo,
-                           Ahead& ahead) {
-  constexpr int C = W >= 16 ? 4 : 2;
-  Lines lines = First ? ahead.next(N) : Lines{};
-  const auto columns = [&](int d) { return Matrix<T>{V.at + d, V.step}; };
-  int d = 0;
-  for (; d + C * W <= Dv; d += C * W)
-    tile_block<R, N, C, true, First>(columns(d), Dv - d, P, lds, O + d, ldo, lines);
-  for (; d + W <= Dv; d += W)
-    tile_block<R, N, 1, true, First>(columns(d), Dv - d, P, lds, O + d, ldo, lines);
-  if (d < Dv) tile_block<R, N, 1, false, First>(columns(d), Dv - d, P, lds, O + d, ldo, lines);
-}
-
-// O [R, Dv] += P [R, n] @ V [n, Dv]
-template <int R, bool First, typename T>
-void tile_output(const Matrix<T>& V, int n, int Dv, const float* P, int lds, float* O, int ldo,
+// O [R, Dv] += P [R, n] @ V [n, Dv], where P has zeros up to a multiple of the keys that are multiplied at a time.
+template <int R, bool First, typename T, typename E>
+void tile_output(const Matrix<T>& V, int n, int Dv, const E* P, int ldp, float* O, int ldo,
                  Ahead& ahead) {
-  constexpr int N = 4;  // keys at a time
-  int j = 0;
-  for (; j + N <= n; j += N)
-    tile_keys<R, N, First>(Matrix<T>{V[j], V.step}, Dv, P + j, lds, O, ldo, ahead);
-  for (; j < n; ++j) tile_keys<R, 1, First>(Matrix<T>{V[j], V.step}, Dv, P + j, lds, O, ldo, ahead);
+  constexpr int kLeast = Operand<T>::kColumns / W;
+  constexpr bool kAll = R <= kSums / 2 || !Operand<T>::kCheap;
+  constexpr int kRows = kAll ? R : kSums / 2;  // at a time
+  constexpr int kMost = kSums / kRows < 4 ? kSums / kRows : 4;
+  constexpr int C = kMost > kLeast ? kMost : kLeast;
+  static_assert(R <= 2 * kRows);
+  const int most = kTogether / (Dv * int(sizeof(T))) / 4 * 4;
+  const int N = most < 4 ? 4 : most;
+  for (int j = 0; j < n; j += N) {
+    const int keys = n - j < N ? n - j : N;
+    Lines lines = First ? ahead.next(keys) : Lines{};
+    const auto block = [&](auto wide, auto whole, int d) {
+      const Matrix<T> at{V[j] + d, V.step};
+      tile_columns<kRows, wide, whole, First>(at, keys, Dv - d, P + j, ldp, O + d, ldo, lines);
+      if constexpr (R > kRows)
+        tile_columns<kRows, wide, whole, false>(at, keys, Dv - d, P + kRows * ldp + j, ldp,
+                                                O + kRows * ldo + d, ldo, lines);
+    };
+    using Wide = std::integral_constant<int, C>;
+    using Least = std::integral_constant<int, kLeast>;
+    int d = 0;
+    for (; d + C * W <= Dv; d += C * W) block(Wide{}, std::true_type{}, d);
+    for (; d + kLeast * W <= Dv; d += kLeast * W) block(Least{}, std::true_type{}, d);
+    if (d < Dv) block(Least{}, std::false_type{}, d);
+  }
 }
 
 // Calls f with the number of rows that a strip of `rows` rows is computed as: 1, 2, 4 or 8.

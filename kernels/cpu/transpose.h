@@ -17,10 +17,23 @@ SDPA_INLINE Vec exchange(Vec a, Vec b) {
   return exchange<S, Upper>(a, b, std::make_integer_sequence<int, W>{});
 }
 
-// Half of the lanes hold sums of neighbours (S apart) of a, the other half of b.
+// Where lane l of one half of the terms of a fold comes from, among the 2 W lanes of a and b. x86 has an instruction
+// without a table of lanes for each: neighbours take turns within 16 bytes, then pieces of 16 bytes do.
+constexpr int fold_lane(int S, int half, int l) {
+  if (S == 1) return l / 4 * 4 + l % 4 / 2 + 2 * half + l % 2 * W;
+  if (S == 2) return l / 4 * 4 + l % 2 + 2 * half + l % 4 / 2 * W;
+  const int piece = l / 4, pieces = W >= 8 ? W / 8 : 1;  // of each of a and b
+  return (2 * (piece % pieces) + half) * 4 + l % 4 + piece / pieces * W;
+}
+template <int S, int half, int... L>
+SDPA_INLINE Vec fold_half(Vec a, Vec b, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(a, b, fold_lane(S, half, L)...);
+}
+// Partial sums of S values in a, and of S in b, become those of the 2 S values, half as many of each.
 template <int S>
 SDPA_INLINE Vec fold(Vec a, Vec b) {
-  return exchange<S, false>(a, b) + exchange<S, true>(a, b);
+  constexpr auto lanes = std::make_integer_sequence<int, W>{};
+  return fold_half<S, 0>(a, b, lanes) + fold_half<S, 1>(a, b, lanes);
 }
 
 template <int S>
