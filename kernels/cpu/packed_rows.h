@@ -46,9 +46,10 @@ struct Piece {
   }
 };
 
-template <typename T>
+// Dequantized to E_.
+template <typename T, typename E_ = float>
 struct PackedRows {
-  using E = float;
+  using E = E_;
 
   const uint32_t* words;      // of row 0
   const T *scales, *biases;   // likewise
@@ -64,7 +65,7 @@ struct PackedRows {
   }
 
   // Row j, of n elements, dequantized in tmp.
-  const float* row(int j, int n, float* tmp) const {
+  const E* row(int j, int n, E* tmp) const {
     uint32_t copy[kMostWords];
     const char* codes = row_words(j, n, copy);
     bits == 4 ? dequantize<4>(codes, j, n, tmp) : dequantize<8>(codes, j, n, tmp);
@@ -111,7 +112,7 @@ struct PackedRows {
   }
 
   template <int bits>
-  SDPA_INLINE void dequantize(const char* codes, int j, int n, float* to) const {
+  SDPA_INLINE void dequantize(const char* codes, int j, int n, E* to) const {
     for (int d = 0; d < n; d += group_size) {
       const Vec s = splat(scale_of(j, d / group_size)), b = splat(bias_of(j, d / group_size));
       for (int i = d; i < d + group_size; i += W)
@@ -120,9 +121,9 @@ struct PackedRows {
   }
 };
 
-template <typename T>
-SDPA_INLINE PackedRows<T> packed_rows(const void* words, const Strides& s, const Groups& g,
-                                      const Operands& x, int b, int head) {
+template <typename T, typename E = float>
+SDPA_INLINE PackedRows<T, E> packed_rows(const void* words, const Strides& s, const Groups& g,
+                                         const Operands& x, int b, int head) {
   return {
       static_cast<const uint32_t*>(words) + b * s.batch + head * s.head,
       static_cast<const T*>(g.scales) + b * g.scale.batch + head * g.scale.head,
