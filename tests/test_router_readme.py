@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / "tools" / "readme_tables.py"
-NAMES = ["support", "environment", "speed", "memory", "training", "cuda", "models"]
+NAMES = ["support", "environment", "speed", "quantized", "memory", "training", "cuda", "models"]
 EMPTY = "".join(f"# {name}\n<!-- table: {name} -->\n<!-- /table -->\n" for name in NAMES)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
+import cpu_tables
 import readme_tables
 
 PAGE = readme_tables.ROOT / "docs" / "serving.md"
@@ -22,7 +23,7 @@ def table() -> str:
     titles += ("threads, files left", "attention calls, by `stats()` and by the model")
     rows = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     rows += map(row, record["results"])
-    return "\n".join([*rows, "", readme_tables.where(record)])
+    return "\n".join([*rows, "", cpu_tables.where(record)])
 
 
 def row(result: dict) -> str:
