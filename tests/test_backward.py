@@ -51,9 +51,13 @@ def check_kernel(case: Case, rng, tmp_path) -> None:
     finally:
         _ext.set_cpu_isa("")
     want = reference_gradients(case, x, d_out, d_lse)
+    tolerance = case.tolerance
+    if case.q_layout == case.v_layout == "one_row":
+        # All rows of O are one row, and so is what rounding takes from it: it adds up in dK.
+        tolerance = tolerance._replace(grad=4 * tolerance.grad)
     for name, grad in zip(named, grads):
         assert grad.dtype == named[name].dtype
-        check_grad(to_numpy(grad), want[name], case.tolerance, f"d{name}")
+        check_grad(to_numpy(grad), want[name], tolerance, f"d{name}")
 
 
 @pytest.mark.parametrize("case", [case(**row) for row in pairwise(FACTORS)], ids=str)
