@@ -32,14 +32,17 @@ int quota_threads(int all) {
 }
 
 // A core that sleeps takes 40 us to wake up on a virtual machine, as long as a core reads 1 MB; so a thread whose own
-// work is done waits this long for the others before it sleeps.
-constexpr std::chrono::microseconds kSpin{100};
-
-void pause() {
+// work is done waits this long for the others before it sleeps. Elsewhere than on Linux that was never measured.
+void wait_awake([[maybe_unused]] const std::atomic<int>& active) {
+#if defined(__linux__)
+  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+  while (active.load(std::memory_order_relaxed) && std::chrono::steady_clock::now() < end) {
 #if defined(__x86_64__)
-  __builtin_ia32_pause();
+    __builtin_ia32_pause();
 #elif defined(__aarch64__)
-  __asm__ volatile("yield");
+    __asm__ volatile("yield");
+#endif
+  }
 #endif
 }
 
@@ -64,13 +67,6 @@ struct Pool::Job {
   void drain(int worker) {
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
       call(work, i, worker);
-  }
-
-  // Waits a while for the workers to end, without sleep.
-  void spin() const {
-    const auto end = std::chrono::steady_clock::now() + kSpin;
-    while (active.load(std::memory_order_relaxed) && std::chrono::steady_clock::now() < end)
-      pause();
   }
 };
 
@@ -127,7 +123,7 @@ void Pool::run(int64_t tasks, int threads, Call call, const void* work) {
   while (*at != &job) at = &(*at)->link;
   *at = job.link;  // nobody joins from here on
   lock.unlock();
-  job.spin();
+  wait_awake(job.active);
   lock.lock();
   job.done.wait(lock, [&] { return job.active == 0; });
 }
