@@ -59,9 +59,7 @@ def failed_kernels() -> dict[str, str]:
 def ours_only(monkeypatch) -> None:
     """Has the router choose kernels of ours wherever there is one."""
     found = limits.of
-    monkeypatch.setattr(
-        limits, "of", lambda device, chosen: found(device, chosen)._replace(fused_dim=1024)
-    )
+    monkeypatch.setattr(limits, "of", lambda *call: found(*call)._replace(fused_dim=1024))
     monkeypatch.setattr(router, "stock_route", lambda problem, device: NEVER)
     monkeypatch.setattr(attention, "_in_force", None)
 
