@@ -39,11 +39,11 @@ RACE = "ThreadSanitizer: data race"
 FAULTS = [
     Fault("loads past the end of a row", MEMORY, "kernels/cpu/simd.h", "if (n >= W) return load(p);", "if (n >= 1) return load(p);", OVERFLOW),
     Fault("stores past the end of a row", MEMORY, "kernels/cpu/simd.h", "if (n >= W) return store(p, v);", "if (n >= 1) return store(p, v);", OVERFLOW),
-    Fault("half of the scratch", MEMORY, "kernels/cpu/decode.h", "return DecodeScratch(p, bq, bk, nullptr).bytes;", "return DecodeScratch(p, bq, bk, nullptr).bytes / 2;", OVERFLOW),
+    Fault("half of the scratch", MEMORY, "kernels/cpu/decode.h", "DecodeScratch<decltype(type)>(p, bq, bk, nullptr).bytes;", "DecodeScratch<decltype(type)>(p, bq, bk, nullptr).bytes / 2;", OVERFLOW),
     Fault("a NaN's exponent as a signed number", MEMORY, "kernels/cpu/math.h", "UVec exponent = (bits_as<UVec>(shifted) + 127)", "IVec exponent = (bits_as<IVec>(shifted) + 127)", "signed integer overflow"),
     Fault("a job that nobody waits for", THREADS, "src/backends/cpu_pool.cpp", "  job.done.wait(lock, [&] { return job.active == 0; });\n", "", RACE),
     Fault("scratch of two workers in one", THREADS, "src/backends/cpu_pool.cpp", "const int worker = job->next_worker++;", "const int worker = 1;", RACE),
-    Fault("jobs listed without the lock", THREADS, "src/backends/cpu_pool.cpp", "    std::lock_guard lock(mutex_);\n    job.link", "    job.link", RACE),
+    Fault("jobs listed without the lock", THREADS, "src/backends/cpu_pool.cpp", "    std::lock_guard lock(mutex_);\n    keep_off", "    keep_off", RACE),
     Fault("rows of dQ that two tasks add to", THREADS, "src/plan_backward.cpp", "out.rounds = std::max(", "out.rounds = std::min(", RACE),
 ]  # fmt: skip
 
