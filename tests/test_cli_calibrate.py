@@ -117,8 +117,8 @@ def test_measurements_of_another_machine_are_not_gone_on_with(few, capsys):
 
 
 def test_a_budget_that_is_used_up(few, capsys, monkeypatch):
-    monkeypatch.setattr(measure, "expected_seconds", lambda call, seen: 5.0 if seen else None)
-    code, _, errors = call_in_process(capsys, "calibrate", "--budget", "0.05")
+    monkeypatch.setattr(measure, "expected_seconds", lambda call, seen: 1e6 if seen else None)
+    code, _, errors = call_in_process(capsys, "calibrate", "--budget", "5")
     assert code == 0 and f"{len(CALLS) - 1} calls are left" in errors
     assert (few / "profile-cpu.json").exists()
 
