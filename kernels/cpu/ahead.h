@@ -10,9 +10,8 @@
 namespace sdpa::cpu::SDPA_ISA {
 
 constexpr int kLine = 64;  // bytes of a cache line, or half of one
-constexpr int kAhead =
-    16
-    << 10;  // bytes; L1 has to hold twice that, and the rows of Q or O; 24 KiB are slower than 12
+// Bytes; L1 has to hold twice that, and the rows of Q or O. 24 KiB are slower than 12.
+constexpr int kAhead = 16 << 10;
 
 // Rows of K or V, in bytes: row j at `at + j * step`; `row` is 0 where the kernel copies them first.
 struct Lane {

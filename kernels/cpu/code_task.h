@@ -27,8 +27,7 @@ struct CodesScratch {
   float *q_step, *q_sum;   // [rows, groups of K]
   float *scales, *biases;  // [groups of K or V, keys] of the tile
   float *S, *O, *alpha, *top, *bias, *tmp;
-  float*
-      shared;  // [rows, groups of V, W]: parts of O that the columns of a group share, to be added up
+  float* shared;  // [rows, groups of V, W]: what the columns of a group of O share, to be added up
   State* state;
   uint32_t* copies;
   int groups_k, groups_v, pairs_k, pairs_v, keys, columns, ldq, lds, ldo, ldp;
@@ -145,12 +144,8 @@ struct CodeTask {
     }
   }
 
-  // Keys of the tile that any row of the strip can see, counted from the tile's first key.
   Keys strip_keys(int strip, int key, int n) const {
-    const int last = (strip + 1) * R < t.rows ? (strip + 1) * R : t.rows;
-    const int begin = visible_keys(p, (t.row0 + strip * R) / p.group).begin - key;
-    const int end = visible_keys(p, (t.row0 + last - 1) / p.group).end - key;
-    return {begin > 0 ? begin : 0, end < n ? end : n};
+    return SDPA_ISA::strip_keys<R>(p, t, strip, key, n);
   }
 };
 

@@ -10,8 +10,8 @@ namespace sdpa::cpu::SDPA_ISA {
 
 constexpr int kSums = W >= 16 ? 16 : 8;  // accumulators: they hide the latency of multiply-add
 constexpr int kStrip = 8;                // rows at most that share what is read
-constexpr int kTogether =
-    16 << 10;  // bytes of V, in L1, that are multiplied while columns of O are in registers
+// Bytes of V, in L1, that are multiplied while columns of O are in registers.
+constexpr int kTogether = 16 << 10;
 
 // Lane l of a[i] = the sum of the lanes of a[i * W + l].
 template <int S = 1, int N = kSums>

@@ -117,12 +117,8 @@ struct Prefill {
     }
   }
 
-  // Keys of the tile that any row of the strip can see, counted from the tile's first key.
   Keys strip_keys(int strip, int key, int n) const {
-    const int last = (strip + 1) * R < t.rows ? (strip + 1) * R : t.rows;
-    const int begin = visible_keys(p, (t.row0 + strip * R) / p.group).begin - key;
-    const int end = visible_keys(p, (t.row0 + last - 1) / p.group).end - key;
-    return {begin > 0 ? begin : 0, end < n ? end : n};
+    return SDPA_ISA::strip_keys<R>(p, t, strip, key, n);
   }
 
   // S = Qs @ Ks
@@ -141,23 +137,7 @@ struct Prefill {
   }
 
   void softmax(int key, int n, bool masked) {
-    MaskRows mask_rows(p, x, t.b, key, n, s.bias);
-    for (int strip = 0; strip < strips; ++strip) {
-      const Keys strip_seen = strip_keys(strip, key, n);
-      if (strip_seen.begin >= strip_seen.end) continue;
-      for (int r = strip * R; r < (strip + 1) * R && r < t.rows; ++r) {
-        const Row row = row_of(p, t.hkv, t.row0 + r);
-        const Keys seen = visible_keys(p, row.iq);
-        const RowTile tile{
-            s.S + size_t(r) * s.lds,
-            strip_seen.begin / s.kKeys * s.kKeys / W,
-            round_up(strip_seen.end, s.kKeys) / W,
-            {seen.begin - key, seen.end - key < n ? seen.end - key : n},
-            masked ? mask_rows(row) : nullptr,
-        };
-        s.alpha[r] = softmax_row(p, tile, s.state[r], s.P + size_t(r) * s.ldp);
-      }
-    }
+    softmax_strips<R, PrefillScratch<Tiles>::kKeys>(p, x, t, s, key, n, masked, s.P, s.ldp);
   }
 
   // O = O * alpha + P @ Vs

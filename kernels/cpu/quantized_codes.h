@@ -112,24 +112,7 @@ struct QuantizedCodes : CodeValues<T, bits> {
   }
 
   void softmax(int key, int n, bool masked) {
-    MaskRows mask_rows(p, x, t.b, key, n, s.bias);
-    for (int strip = 0; strip < strips; ++strip) {
-      const Keys strip_seen = strip_keys(strip, key, n);
-      if (strip_seen.begin >= strip_seen.end) continue;
-      for (int r = strip * R; r < (strip + 1) * R && r < t.rows; ++r) {
-        const Row row = row_of(p, t.hkv, t.row0 + r);
-        const Keys seen = visible_keys(p, row.iq);
-        float* S = s.S + size_t(r) * s.lds;
-        const RowTile tile{
-            S,
-            strip_seen.begin / W,
-            vectors(strip_seen.end),
-            {seen.begin - key, seen.end - key < n ? seen.end - key : n},
-            masked ? mask_rows(row) : nullptr,
-        };
-        s.alpha[r] = softmax_row(p, tile, s.state[r], S);
-      }
-    }
+    softmax_strips<R, W>(p, x, t, s, key, n, masked, s.S, s.lds);
   }
 };
 

@@ -55,6 +55,15 @@ SDPA_INLINE Keys task_keys(const Params& p, const Task& t) {
   return {begin > t.key0 ? begin : t.key0, end < t.key1 ? end : t.key1};
 }
 
+// Keys of the tile [key, key + n) that any of the R rows of the strip can see, counted from the tile's first key.
+template <int R>
+SDPA_INLINE Keys strip_keys(const Params& p, const Task& t, int strip, int key, int n) {
+  const int last = (strip + 1) * R < t.rows ? (strip + 1) * R : t.rows;
+  const int begin = visible_keys(p, (t.row0 + strip * R) / p.group).begin - key;
+  const int end = visible_keys(p, (t.row0 + last - 1) / p.group).end - key;
+  return {begin > 0 ? begin : 0, end < n ? end : n};
+}
+
 // Running state of the online softmax of a row, before any key: empty, the sink, or what earlier calls carried.
 struct State {
   float m, l;  // running maximum; sum of exp(s - m)

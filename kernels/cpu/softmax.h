@@ -70,4 +70,28 @@ SDPA_INLINE float softmax_row(const Params& p, const RowTile& x, State& state, E
   return alpha;
 }
 
+// softmax_row of all rows of the task and the tile [key, key + n), strip by strip of R rows: P of a strip is written for
+// the keys that it sees, rounded out to multiples of kKeys.
+template <int R, int kKeys, class Scratch, typename E>
+SDPA_INLINE void softmax_strips(const Params& p, const Operands& x, const Task& t, const Scratch& s,
+                                int key, int n, bool masked, E* P, int ldp) {
+  MaskRows mask_rows(p, x, t.b, key, n, s.bias);
+  for (int strip = 0; strip * R < t.rows; ++strip) {
+    const Keys strip_seen = strip_keys<R>(p, t, strip, key, n);
+    if (strip_seen.begin >= strip_seen.end) continue;
+    for (int r = strip * R; r < (strip + 1) * R && r < t.rows; ++r) {
+      const Row row = row_of(p, t.hkv, t.row0 + r);
+      const Keys seen = visible_keys(p, row.iq);
+      const RowTile tile{
+          s.S + size_t(r) * s.lds,
+          strip_seen.begin / kKeys * kKeys / W,
+          (strip_seen.end + kKeys - 1) / kKeys * kKeys / W,
+          {seen.begin - key, seen.end - key < n ? seen.end - key : n},
+          masked ? mask_rows(row) : nullptr,
+      };
+      s.alpha[r] = softmax_row(p, tile, s.state[r], P + size_t(r) * ldp);
+    }
+  }
+}
+
 }  // namespace sdpa::cpu::SDPA_ISA
