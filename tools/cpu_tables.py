@@ -8,7 +8,7 @@ from pathlib import Path
 
 def speed(results: Path, docs: Path) -> str:
     """bench/results/cpu.json: ours, stock's and PyTorch's, measured in one run."""
-    record = json.loads((results / "cpu.json").read_text(encoding="utf-8"))
+    record = _record(results, "cpu.json")
     rows = [
         "| heads, queries x keys | D | dtype | ours | stock | ratio | PyTorch | ratio |",
         "|---|---|---|---|---|---|---|---|",
@@ -77,7 +77,7 @@ def _grown(results: list[dict]) -> str:
 
 def quantized(results: Path) -> str:
     """bench/results/cpu.json: caches of 8 and 4 bits, beside float16 and mlx-lm's own attention."""
-    record = json.loads((results / "cpu.json").read_text(encoding="utf-8"))
+    record = _record(results, "cpu.json")
     rows = [
         "| queries x keys | D | bits | ours | adds | float16 | adds | ratio | mlx-lm | ratio |",
         "|---" * 10 + "|",
@@ -95,7 +95,7 @@ def quantized(results: Path) -> str:
 
 def memory(results: Path) -> str:
     """bench/results/cpu-memory.json: peak memory by path."""
-    record = json.loads((results / "cpu-memory.json").read_text(encoding="utf-8"))
+    record = _record(results, "cpu-memory.json")
     rows = ["| path | added above inputs and output | time |", "|---|---|---|"]
     for result in record["results"]:
         limit = result["limit_bytes"]
@@ -107,7 +107,7 @@ def memory(results: Path) -> str:
 
 def training(results: Path) -> str:
     """bench/results/training.json: the backward pass by length, ours and stock's in one run."""
-    record = json.loads((results / "training.json").read_text(encoding="utf-8"))
+    record = _record(results, "training.json")
     rows = ["| rows and keys | ours | adds | stock | adds | ratio |", "|---|---|---|---|---|---|"]
     for result in record["results"]:
         cells = [str(result["q"][2])]
@@ -125,6 +125,10 @@ def training(results: Path) -> str:
     return "\n".join(
         [*rows, "", f"H{heads}/{heads}, D {D}, causal, float32. {note} {where(record)}"]
     )
+
+
+def _record(results: Path, name: str) -> dict:
+    return json.loads((results / name).read_text(encoding="utf-8"))
 
 
 def where(record: dict) -> str:

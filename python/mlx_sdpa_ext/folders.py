@@ -1,4 +1,4 @@
-"""Where a user's files of this package are, by the rules of the system.
+"""Where a user's files of this package are, by the rules of the system, and how they are written.
 
 As the library platformdirs has it; here without it, because attention reads them too and needs
 nothing but MLX.
@@ -29,6 +29,13 @@ def config() -> Path:
         RuntimeError: the user has no home folder.
     """
     return _folder("XDG_CONFIG_HOME", "Application Support", ".config")
+
+
+def write(file: Path, text: str) -> None:
+    """A reader sees the old file or the new one, never half of one."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
 
 
 def _folder(variable: str, on_macos: str, elsewhere: str) -> Path:

@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from .. import attention
 from .beside import operands, stock
-from .measure import added_memory, seconds
+from .measure import added_memory, seconds, summary
 from .side_by_side import FAILURES
 
 # Gemma 3 1B's heads: what grows is seen with little of everything else.
@@ -77,7 +77,7 @@ def side(run: Callable[[], mx.array], arrays: list[mx.array]) -> tuple[dict, flo
     """
     added, once = added_memory(run, arrays)
     if once >= SLOW_SECONDS:
-        taken = {"median_s": once, "best_s": once, "worst_s": once, "repeats": 1}
+        taken = summary([once])
         return taken | {"added_bytes": added}, once
     repeats = max(FEWEST, min(MOST, round(SOME_SECONDS / once)))
     taken = seconds(run, repeats, warm_up=1)

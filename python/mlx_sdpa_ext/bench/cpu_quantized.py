@@ -1,6 +1,5 @@
 """Attention over quantized caches on the CPU, beside ours over float16 and beside mlx-lm's own."""
 
-import statistics
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -9,7 +8,7 @@ import mlx.core as mx
 
 from .. import attention, lm
 from .beside import operands
-from .measure import added_memory, seconds
+from .measure import added_memory, seconds, summary
 
 BITS, GROUP_SIZE = (8, 4), 64
 SETS = 3  # of keys and values that take turns, so that few are found in a cache
@@ -72,15 +71,7 @@ def _in_turns(runs: dict, repeats: int) -> dict:
             start = time.perf_counter()
             mx.eval(calls[i % SETS]())
             taken[name].append(time.perf_counter() - start)
-    return {
-        name: {
-            "median_s": statistics.median(times[SETS:]),
-            "best_s": min(times[SETS:]),
-            "worst_s": max(times[SETS:]),
-            "repeats": repeats,
-        }
-        for name, times in taken.items()
-    }
+    return {name: summary(times[SETS:]) for name, times in taken.items()}
 
 
 def row(result: dict, shape: str) -> list[str]:

@@ -53,11 +53,16 @@ def seconds(run: Callable[[], Arrays], repeats: int, warm_up: int = 1) -> dict:
         start = time.perf_counter()
         mx.eval(run())
         taken.append(time.perf_counter() - start)
+    return summary(taken)
+
+
+def summary(taken: Sequence[float]) -> dict:
+    """Of wall seconds."""
     return {
         "median_s": statistics.median(taken),
         "best_s": min(taken),
         "worst_s": max(taken),
-        "repeats": repeats,
+        "repeats": len(taken),
     }
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import folders
 from ..profiles import shipped
 from ..profiles.user import THRESHOLDS
 from .fit import Fit, Measured, Seconds
@@ -62,7 +62,4 @@ def _meaning(name: str) -> str:
 
 
 def write(profile: dict, file: Path) -> None:
-    """A reader sees the old file or the new one, never half of one."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(profile, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, file)
+    folders.write(file, json.dumps(profile, indent=2, ensure_ascii=False) + "\n")

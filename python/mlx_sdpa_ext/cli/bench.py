@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 from rich.table import Table
 
+from .. import folders
 from ..bench import compare as comparison
 from ..bench.measure import environment
 from ..bench.suites import SUITES, Options, Suite, missing_device, mlx_device, record_name
@@ -114,10 +114,7 @@ def _measure(name: str, suite: Suite, options: Options, record: dict, path: Path
 
 
 def write(record: dict, path: Path) -> None:
-    """A reader sees the old file or the new one, never half of one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(part, path)
+    folders.write(path, json.dumps(record, indent=1) + "\n")
 
 
 def _print(suite: Suite, record: dict) -> None:

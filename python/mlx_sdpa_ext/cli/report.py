@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from .. import folders
 from .console import bytes_text, seconds_text
 from .prefill import Prefill, combine
 
@@ -95,9 +95,7 @@ class Report:
 
     def write_json(self, path: Path) -> None:
         """Writes the record; a reader sees the old file or the new one, never half of one."""
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n")
-        os.replace(part, path)
+        folders.write(path, json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n")
 
     def table(self) -> Table:
         """A row for each context and attention that was measured or had to be left out."""
