@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/backward_task.h"
 #include "src/backends/cpu_pool.h"
+#include "src/backends/cpu_tasks.h"
 #include "src/plan_backward.h"
 #include "tests/sanitized_operands.h"
 
@@ -121,26 +122,15 @@ class Call {
     for (int i = 0; plan.splits > 1 && i < plan.splits; ++i)
       parts.push_back(floats(rows() * p.Dv)), part_lses.push_back(floats(rows()));
 
-    const int heads = p.B * p.Hkv, begin = c * plan.chunk_keys;
-    const int end = std::min(begin + plan.chunk_keys, p.Lk);
     Pool::instance().run(plan.tasks, kThreads, [&](int64_t i, int worker) {
-      const int split = int(i % plan.splits), head = int(i / plan.splits % heads);
-      const int row0 = int(i / (heads * plan.splits)) * plan.tile.bq;
+      const int split = split_of(plan, i);
       const bool whole = plan.splits == 1;
-      const Task task{
-          .b = head / p.Hkv,
-          .hkv = head % p.Hkv,
-          .row0 = row0,
-          .rows = std::min(plan.tile.bq, p.Lq * p.group - row0),
-          .bk = plan.tile.bk,
-          .key0 = std::min(begin + split * plan.split_keys, end),
-          .key1 = std::min(begin + (split + 1) * plan.split_keys, end),
-          .with_sinks = first && split == 0 && in.sinks,
-          .with_carry = split == 0 && in.carry_O,
-          .O = whole ? out : parts[split].at(),
-          .O_is_f32 = !whole || !last,
-          .lse = whole ? out_lse : part_lses[split].at<float>(),
-      };
+      Task task = task_of(plan, p, c, i);
+      task.with_sinks = first && split == 0 && in.sinks;
+      task.with_carry = split == 0 && in.carry_O;
+      task.O = whole ? out : parts[split].at();
+      task.O_is_f32 = !whole || !last;
+      task.lse = whole ? out_lse : part_lses[split].at<float>();
       run(p, in, task, scratch_[worker].at());
     });
     if (plan.splits == 1) return;

@@ -8,6 +8,7 @@
 #include "src/backends/cpu_device.h"
 #include "src/backends/cpu_pool.h"
 #include "src/backends/cpu_scratch.h"
+#include "src/backends/cpu_tasks.h"
 #include "src/launch.h"
 
 namespace sdpa::cpu {
@@ -58,28 +59,14 @@ struct Launch {
     const auto run = in.bits                               ? kernels->quantized
                      : plan.tile.kernel == Kernel::prefill ? kernels->prefill
                                                            : kernels->decode;
-    const int64_t heads = int64_t(p.B) * p.Hkv;
     Pool::instance().run(plan.tasks, threads, [&](int64_t i, int worker) {
-      // causal rows further down see more keys: they go first, so that threads end together
-      const int tile = plan.row_tiles - 1 - int(i / (heads * plan.splits));
-      const int split = int(i % plan.splits);
-      const int head = int(i / plan.splits % heads);
-      const int begin = c * plan.chunk_keys, end = std::min(begin + plan.chunk_keys, p.Lk);
-      const int row0 = tile * plan.tile.bq;
-      Task task{
-          .b = head / p.Hkv,
-          .hkv = head % p.Hkv,
-          .row0 = row0,
-          .rows = std::min(plan.tile.bq, p.Lq * p.group - row0),
-          .bk = plan.tile.bk,
-          .key0 = std::min(begin + split * plan.split_keys, end),
-          .key1 = std::min(begin + (split + 1) * plan.split_keys, end),
-          .with_sinks = first && split == 0 && in.sinks,
-          .with_carry = split == 0 && in.carry_O,
-          .O = out,
-          .O_is_f32 = out_f32,
-          .lse = out_lse,
-      };
+      const int split = split_of(plan, i);
+      Task task = task_of(plan, p, c, i);
+      task.with_sinks = first && split == 0 && in.sinks;
+      task.with_carry = split == 0 && in.carry_O;
+      task.O = out;
+      task.O_is_f32 = out_f32;
+      task.lse = out_lse;
       if (plan.splits > 1) {
         task.O = partial_O + split * rows() * p.Dv;
         task.O_is_f32 = true;
