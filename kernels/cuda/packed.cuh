@@ -170,6 +170,7 @@ __device__ inline void attend(const Arguments& a) {
     const float l = column_sum(state[r].l);
     if (at.i == 0) states[warp * BQ + at.t * 2 + r] = {state[r].m, l};
   }
+  __syncwarp();  // the last block may still be read by other lanes
   store_partial(ring, O, at);
   __syncthreads();
 

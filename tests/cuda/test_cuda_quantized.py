@@ -11,7 +11,7 @@ import quantized_caches
 import reference
 from cases import poison, rounded, to_numpy
 from features import MASKS
-from mlx_sdpa_ext import _ext
+from mlx_sdpa_ext import _ext, device
 from pairwise import pairwise
 from quantized_caches import allowed, mask_of, quantities, strided
 from tolerances import TOLERANCES, check
@@ -43,8 +43,7 @@ FACTORS = {
 ROWS = list(pairwise(FACTORS, allowed))
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda r: "-".join(map(str, r.values())))
-def test_every_pair_of_features_of_a_quantized_cache(row, rng):
+def verify(row: dict, rng: np.random.Generator) -> None:
     B, Hq, _, Lq = row["heads"]
     bits, group = row["packing"]
     D, Dv = row["dims"]
@@ -71,3 +70,25 @@ def test_every_pair_of_features_of_a_quantized_cache(row, rng):
     mx.eval(out)
     exact, _ = reference.attention(q, k, v, scale=scale, mask=mask, softcap=row["softcap"])
     check(to_numpy(out), exact, TOLERANCES[row["dtype"]])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: "-".join(map(str, r.values())))
+def test_every_pair_of_features_of_a_quantized_cache(row, rng):
+    verify(row, rng)
+
+
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
+@pytest.mark.parametrize("bits", (4, 8))
+@pytest.mark.parametrize("kernel", ("packed", "decode"))
+def test_a_call_that_the_kernel_is_for(kernel, bits, dtype, rng):
+    rows = 1 if kernel == "packed" else 9
+    row = {
+        "dims": (256, 256), "packing": (bits, 64), "heads": (1, 8, 2, rows), "keys": 9000,
+        "dtype": dtype, "masking": {"mask": "causal"}, "softcap": None, "layout": "contiguous",
+    }  # fmt: skip
+    plan = _ext.plan(
+        1, 8, 2, rows, 9000, 256, 256, dtype,
+        mask="causal", bits=bits, group_size=64, backend="cuda", arch=device.current(mx.gpu).arch,
+    )  # fmt: skip
+    assert plan["kernel"].startswith(f"sdpa_{kernel}_")
+    verify(row, rng)
