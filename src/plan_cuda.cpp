@@ -42,7 +42,7 @@ Sizes sizes_of(const Tile& t, const Problem& p, int capability) {
               .launch = {.resident = tile.ctas}};
     }
     case Kernel::narrow: {
-      const int bk = narrow_keys(t.d_max, t.dv_max);
+      const int bk = narrow_keys(t.d_max, t.dv_max, t.bq);
       return {.bk = bk,
               .threads = narrow_threads(t.bq),
               .shared_bytes = narrow_shared_bytes(t.d_max, t.dv_max, t.bq, bk),
