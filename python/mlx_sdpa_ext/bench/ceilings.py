@@ -1,6 +1,7 @@
-"""What the GPU can do at all, in the same run: matmuls, and reading memory.
+"""What the device can do at all, in the same run: matmuls, and reading memory.
 
-MLX's and, where it runs beside, PyTorch's; the better one is the ceiling.
+By MLX, or on an NVIDIA GPU by a kernel that does nothing but read, and by PyTorch where it runs
+beside; the best is the ceiling.
 """
 
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 
+from .cuda_read import read_once
 from .side_by_side import FAILURES, Inputs, side_by_side, slope, summary
 from .torch_beside import Torch
 
@@ -32,8 +34,11 @@ def gemm(n: int, repeats: int, torch: Torch | None) -> Iterator[dict]:
 
 
 def read(nbytes: int, sets: int, repeats: int, torch: Torch | None) -> Iterator[dict]:
-    """The faster of two reductions over float32 arrays of `nbytes`; `sets` of them take turns."""
-    found = {"mlx": read_by_mlx(nbytes, sets, repeats)}
+    """Float32 arrays of `nbytes`, one after the other; `sets` of them take turns."""
+    if mx.default_device() == mx.gpu:
+        found = {"kernel": read_by_kernel(nbytes, sets, repeats)}
+    else:
+        found = {"mlx": read_by_mlx(nbytes, sets, repeats)}
     if torch:
         found["torch"] = torch.ask(what="read", nbytes=nbytes, sets=sets, repeats=repeats)
     for by, side in found.items():
@@ -43,8 +48,19 @@ def read(nbytes: int, sets: int, repeats: int, torch: Torch | None) -> Iterator[
         yield row | reduction | side | rate
 
 
+def read_by_kernel(nbytes: int, sets: int, repeats: int) -> dict:
+    """Each pass waits for the one before, as calls of attention do.
+
+    MLX's reductions of different arrays overlap, and read any size as fast as one long buffer.
+    """
+    inputs = [Inputs(mx.zeros((1,)), (mx.random.normal((nbytes // 4,)),)) for _ in range(sets)]
+    side = side_by_side({"read": read_once}, inputs, True, repeats)["read"]
+    side.pop("added_bytes", None)
+    return side
+
+
 def read_by_mlx(nbytes: int, sets: int, repeats: int) -> dict:
-    """Many reductions in one graph; that some may run at the same time only raises the ceiling."""
+    """By the faster of two reductions."""
     try:
         arrays = [mx.random.normal((nbytes // 4,)) for _ in range(sets)]
         mx.eval(arrays)
@@ -62,7 +78,7 @@ def _reductions(reduce: Callable, arrays: list[mx.array], repeats: int) -> dict:
         mx.eval(outs)
         return time.perf_counter() - start
 
-    calls = max(64, len(arrays))  # of 4, the medians of eight runs differed by 12 %
+    calls = max(4, len(arrays))
     take(calls)
     times = [slope(take, calls) for _ in range(repeats)]
     return summary(times) | {"calls": calls, "repeats": repeats}
