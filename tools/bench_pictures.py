@@ -1,6 +1,6 @@
 """Draws the records of bench/results/ that have a picture, into docs/.
 
-python tools/bench_pictures.py [NAME ...]      all of them, or those of these names: cpu cuda-h100
+python tools/bench_pictures.py [NAME ...]     all, or those whose names start so: cpu cuda-h100
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(names: list[str]) -> None:
-    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
+    paths = sorted((ROOT / "bench" / "results").glob("*.json"))
+    for name in names:
+        if not any(path.stem.startswith(name) for path in paths):
+            sys.exit(f"no record's name starts with {name}")
+    for path in paths:
         record = json.loads(path.read_text(encoding="utf-8"))
         suite = SUITES.get(record.get("suite", ""))
-        if suite and suite.plot and (not names or path.stem in names):
+        if suite and suite.plot and (not names or path.stem.startswith(tuple(names))):
             picture = ROOT / "docs" / f"{path.stem}.png"
             suite.plot(record, picture)
             print(f"wrote {picture}")
