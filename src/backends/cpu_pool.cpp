@@ -32,11 +32,13 @@ int quota_threads(int all) {
 }
 
 // A core that sleeps takes 40 us to wake up on a virtual machine, as long as a core reads 1 MB; so a thread whose own
-// work is done waits this long for the others before it sleeps. Elsewhere than on Linux that was never measured.
-void wait_awake([[maybe_unused]] const std::atomic<int>& active) {
+// work is done waits this long, for the others or for the next job, before it sleeps. Elsewhere than on Linux that was
+// never measured.
+template <class F>
+void wait_awake([[maybe_unused]] F ready) {
 #if defined(__linux__)
   const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
-  while (active.load(std::memory_order_relaxed) && std::chrono::steady_clock::now() < end) {
+  while (!ready() && std::chrono::steady_clock::now() < end) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -115,6 +117,7 @@ void Pool::run(int64_t tasks, int threads, Call call, const void* work) {
     keep_off_callers_core();
     job.link = jobs_;
     jobs_ = &job;
+    posted_.fetch_add(1, std::memory_order_relaxed);
   }
   wake_.notify_all();
   job.drain(0);
@@ -123,7 +126,7 @@ void Pool::run(int64_t tasks, int threads, Call call, const void* work) {
   while (*at != &job) at = &(*at)->link;
   *at = job.link;  // nobody joins from here on
   lock.unlock();
-  wait_awake(job.active);
+  wait_awake([&] { return job.active.load(std::memory_order_relaxed) == 0; });
   lock.lock();
   job.done.wait(lock, [&] { return job.active == 0; });
 }
@@ -143,6 +146,11 @@ void Pool::loop() {
     job->drain(worker);
     lock.lock();
     if (--job->active == 0) job->done.notify_all();
+    if (jobs_) continue;
+    const unsigned before = posted_.load(std::memory_order_relaxed);
+    lock.unlock();
+    wait_awake([&] { return posted_.load(std::memory_order_relaxed) != before; });
+    lock.lock();
   }
 }
 

@@ -1,6 +1,7 @@
 // A persistent pool of worker threads. The caller of run() works too; several callers may run jobs at once.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -40,8 +41,9 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::vector<std::thread::native_handle_type> workers_;
-  int callers_core_ = -1;  // that the workers keep off
-  Job* jobs_ = nullptr;    // those that run(), linked; each lies on its caller's stack
+  std::atomic<unsigned> posted_{0};  // jobs so far
+  int callers_core_ = -1;            // that the workers keep off
+  Job* jobs_ = nullptr;              // those that run(), linked; each lies on its caller's stack
 };
 
 }  // namespace sdpa::cpu

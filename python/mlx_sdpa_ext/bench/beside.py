@@ -1,12 +1,12 @@
 """A call of ours beside the same call of stock, in one run."""
 
 from functools import partial
-from itertools import cycle
 
 import mlx.core as mx
 
 from .. import attention
 from .measure import seconds
+from .side_by_side import Q_SCALE, Inputs, side_by_side, v_scale
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 stock = mx.fast.scaled_dot_product_attention
@@ -20,24 +20,35 @@ def operands(Hq, Hkv, Lq, Lk, D, Dv, dtype):
     return arrays
 
 
+def chained_operands(Hq, Hkv, Lk, D, dtype):
+    """Operands of one query row whose outputs are as large as its queries: side_by_side.py."""
+    q, k, v = operands(Hq, Hkv, 1, Lk, D, D, dtype)
+    q, v = ((x * scale).astype(x.dtype) for x, scale in ((q, Q_SCALE), (v, v_scale(Lk))))
+    mx.eval(q, v)
+    return [q, k, v]
+
+
 def beside_stock(
     name, arrays, mask, stock_repeats, ours_repeats, path="auto", warm_up=0, sets=1
 ) -> dict:
     """One case on both; FLOPs count the visible scores only.
 
-    sets: of K and V that take turns for ours, so that none is found in a cache
+    sets: of K and V that take turns for ours, so that none is found in a cache. Beyond 1, q is of
+          chained_operands, and calls of ours follow each other in one graph
     """
     q, k, v = arrays
     call = {"scale": q.shape[-1] ** -0.5, "mask": mask}
     route = attention.explain(q, k, v, path=path, **call)
-    copies = [(k, v), *((mx.array(k), mx.array(v)) for _ in range(sets - 1))]
-    mx.eval(copies)
-    turn = cycle(copies)
-
-    def run():
-        return attention.scaled_dot_product_attention(q, *next(turn), path=path, **call)
-
-    ours = seconds(run, ours_repeats, warm_up=sets)
+    run = partial(attention.scaled_dot_product_attention, path=path, **call)
+    if sets > 1:
+        copies = [(k, v), *((mx.array(k), mx.array(v)) for _ in range(sets - 1))]
+        mx.eval(copies)
+        inputs = [Inputs(q, pair) for pair in copies]
+        ours = side_by_side({"ours": run}, inputs, True, ours_repeats)["ours"]
+        if "error" in ours:
+            raise RuntimeError(ours["error"])
+    else:
+        ours = seconds(partial(run, q, k, v), ours_repeats)
     theirs = seconds(partial(stock, q, k, v, **call), stock_repeats, warm_up=warm_up)
     return {
         "case": name,

@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from .. import attention, limits
 from . import ceilings, cpu_quantized
-from .beside import DTYPES, beside_stock, operands
+from .beside import DTYPES, beside_stock, chained_operands, operands
 from .measure import added_memory, seconds
 from .torch_beside import Torch, beside
 
@@ -40,7 +40,7 @@ def _speed(quick: bool, torch: Torch | None) -> Iterator[dict]:
     read = set()
     for D in (128, 256, 512):
         for dtype in DTYPES:
-            arrays = operands(8, 1, 1, keys, D, D, dtype)
+            arrays = chained_operands(8, 1, keys, D, dtype)
             nbytes = arrays[1].nbytes + arrays[2].nbytes
             if nbytes not in read:
                 read.add(nbytes)

@@ -1,17 +1,17 @@
 """Attention over quantized caches on the CPU, beside ours over float16 and beside mlx-lm's own."""
 
-import time
 from collections.abc import Iterator
 from functools import partial
 
 import mlx.core as mx
 
 from .. import attention, lm
-from .beside import operands
-from .measure import added_memory, seconds, summary
+from .beside import chained_operands, operands
+from .measure import added_memory, seconds
+from .side_by_side import Inputs, Side, take_turns
 
 BITS, GROUP_SIZE = (8, 4), 64
-SETS = 3  # of keys and values that take turns, so that few are found in a cache
+SETS = 4  # of keys and values that take turns, so that few are found in a cache
 LENGTHS = {"decode": (1, 32768), "prefill": (128, 4096)}  # rows and keys
 
 
@@ -22,7 +22,10 @@ def beside_float16(quick: bool) -> Iterator[dict]:
     for kind, (rows, keys) in LENGTHS.items():
         for D in (128, 256) if kind == "decode" else (128,):
             length = keys // 16 if quick else keys
-            inputs = [operands(8, 1, rows, length, D, D, "float16") for _ in range(SETS)]
+            make = partial(chained_operands, 8, 1, length, D, "float16")
+            if rows > 1:
+                make = partial(operands, 8, 1, rows, length, D, D, "float16")
+            inputs = [make() for _ in range(SETS)]
             yield from _case(kind, inputs, found, 5 if quick or rows > 1 else 25)
 
 
@@ -31,17 +34,22 @@ def _case(kind: str, inputs: list, found, repeats: int) -> Iterator[dict]:
     call = {"scale": q.shape[-1] ** -0.5, "mask": "causal" if q.shape[2] > 1 else None}
     pack = partial(mx.quantize, group_size=GROUP_SIZE)
     packed = {
-        bits: [(q, pack(k, bits=bits), pack(v, bits=bits)) for q, k, v in inputs] for bits in BITS
+        bits: [Inputs(q, (pack(k, bits=bits), pack(v, bits=bits))) for q, k, v in inputs]
+        for bits in BITS
     }
     mx.eval(packed)
-    runs = {16: [partial(attention.scaled_dot_product_attention, *x, **call) for x in inputs]}
+    packed[16] = [Inputs(q, (k, v)) for q, k, v in inputs]
+    runs = {16: partial(attention.scaled_dot_product_attention, **call)}
     for bits in BITS:
-        ours = partial(lm.quantized_attention(found), **call, group_size=GROUP_SIZE, bits=bits)
-        runs[bits] = [partial(ours, *x) for x in packed[bits]]
-    taken = _in_turns(runs, repeats)
-    added = {bits: added_memory(runs[bits][0], [q])[0] for bits in runs}
+        of_bits = {"group_size": GROUP_SIZE, "bits": bits}
+        runs[bits] = partial(lm.quantized_attention(found), **call, **of_bits)
+    taken = _in_turns(runs, packed, q.shape[2] == 1, repeats)
+    added = {
+        bits: added_memory(partial(run, q, *packed[bits][0].rest), [q])[0]
+        for bits, run in runs.items()
+    }
     for bits in BITS:
-        copies = [mx.array(q), *packed[bits][0][1:]]  # mlx-lm's scales its queries in place
+        copies = [mx.array(q), *packed[bits][0].rest]  # mlx-lm's scales its queries in place
         theirs = partial(found, *copies, **call, group_size=GROUP_SIZE, bits=bits)
         stock = seconds(theirs, 1, warm_up=0)
         yield {
@@ -63,15 +71,13 @@ def _case(kind: str, inputs: list, found, repeats: int) -> Iterator[dict]:
         }
 
 
-def _in_turns(runs: dict, repeats: int) -> dict:
-    """Seconds of each of the runs, which take turns; the first of each set warms up."""
-    taken: dict = {name: [] for name in runs}
-    for i in range(SETS + repeats):
-        for name, calls in runs.items():
-            start = time.perf_counter()
-            mx.eval(calls[i % SETS]())
-            taken[name].append(time.perf_counter() - start)
-    return {name: summary(times[SETS:]) for name, times in taken.items()}
+def _in_turns(runs: dict, inputs: dict, few_rows: bool, repeats: int) -> dict:
+    """Seconds of each of the runs, each on inputs of its own."""
+    sides = {name: Side(call, inputs[name], few_rows, repeats) for name, call in runs.items()}
+    for side in sides.values():
+        side.prepare()
+    take_turns(sides.values())
+    return {name: side.result() for name, side in sides.items()}
 
 
 def row(result: dict, shape: str) -> list[str]:

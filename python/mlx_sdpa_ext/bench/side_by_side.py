@@ -1,4 +1,4 @@
-"""Times calls on a GPU, side by side, so that one of 60 us is measured right.
+"""Times calls side by side, so that one of 60 us is measured right.
 
 Submitting one call and waiting for it takes as long as such a call, so n and 2 n are timed:
 
