@@ -15,12 +15,11 @@ constexpr int kNarrowFewRows = 64;  // a tile of these serves only the KV heads 
 SDPA_SIZE int narrow_threads(int bq) { return 128 * (bq / 64 + 1); }
 
 // Keys of a block: what the host passes as SDPA_BK. O and S take DV / 2 + BK / 2 registers of a thread's 240, the block
-// twice BK (D + DV) * 2 bytes.
+// twice BK (D + DV) * 2 bytes. Few rows have time to wait for a third block.
 SDPA_SIZE int narrow_keys(int D, int DV, int bq) {
   if (D + DV <= 320) return 128;
   if (D + DV <= 384) return 96;
-  return bq == kNarrowFewRows ? 64
-                              : 80;  // 64: a third stage fits, which 64 rows have time to wait for
+  return bq == kNarrowFewRows ? 64 : 80;
 }
 
 // Q, and barriers.
