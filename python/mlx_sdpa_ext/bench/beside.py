@@ -20,12 +20,21 @@ def operands(Hq, Hkv, Lq, Lk, D, Dv, dtype):
     return arrays
 
 
-def chained_operands(Hq, Hkv, Lk, D, dtype):
-    """Operands of one query row whose outputs are as large as its queries: side_by_side.py."""
-    q, k, v = operands(Hq, Hkv, 1, Lk, D, D, dtype)
-    q, v = ((x * scale).astype(x.dtype) for x, scale in ((q, Q_SCALE), (v, v_scale(Lk))))
+def chained_operands(Hq, Hkv, Lq, Lk, D, Dv, dtype):
+    """Operands whose outputs are as large as the queries, for chains of calls: side_by_side.py."""
+    q, k, v = operands(Hq, Hkv, Lq, Lk, D, Dv, dtype)
+    q, v = q * Q_SCALE, v * v_scale(Lk)
     mx.eval(q, v)
     return [q, k, v]
+
+
+def timed(calls, inputs, few_rows, repeats) -> dict[str, dict]:
+    """side_by_side, where a call that fails is an error: RuntimeError."""
+    sides = side_by_side(calls, inputs, few_rows, repeats)
+    for side in sides.values():
+        if "error" in side:
+            raise RuntimeError(side["error"])
+    return sides
 
 
 def beside_stock(
@@ -44,9 +53,7 @@ def beside_stock(
         copies = [(k, v), *((mx.array(k), mx.array(v)) for _ in range(sets - 1))]
         mx.eval(copies)
         inputs = [Inputs(q, pair) for pair in copies]
-        ours = side_by_side({"ours": run}, inputs, True, ours_repeats)["ours"]
-        if "error" in ours:
-            raise RuntimeError(ours["error"])
+        ours = timed({"ours": run}, inputs, True, ours_repeats)["ours"]
     else:
         ours = seconds(partial(run, q, k, v), ours_repeats)
     theirs = seconds(partial(stock, q, k, v, **call), stock_repeats, warm_up=warm_up)

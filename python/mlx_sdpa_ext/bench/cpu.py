@@ -40,7 +40,7 @@ def _speed(quick: bool, torch: Torch | None) -> Iterator[dict]:
     read = set()
     for D in (128, 256, 512):
         for dtype in DTYPES:
-            arrays = chained_operands(8, 1, keys, D, dtype)
+            arrays = chained_operands(8, 1, 1, keys, D, D, dtype)
             nbytes = arrays[1].nbytes + arrays[2].nbytes
             if nbytes not in read:
                 read.add(nbytes)

@@ -6,9 +6,9 @@ from functools import partial
 import mlx.core as mx
 
 from .. import attention, lm
-from .beside import chained_operands, operands
-from .measure import added_memory, seconds
-from .side_by_side import Inputs, Side, take_turns
+from .beside import chained_operands, operands, timed
+from .measure import seconds
+from .side_by_side import Inputs
 
 BITS, GROUP_SIZE = (8, 4), 64
 SETS = 4  # of keys and values that take turns, so that few are found in a cache
@@ -22,10 +22,8 @@ def beside_float16(quick: bool) -> Iterator[dict]:
     for kind, (rows, keys) in LENGTHS.items():
         for D in (128, 256) if kind == "decode" else (128,):
             length = keys // 16 if quick else keys
-            make = partial(chained_operands, 8, 1, length, D, "float16")
-            if rows > 1:
-                make = partial(operands, 8, 1, rows, length, D, D, "float16")
-            inputs = [make() for _ in range(SETS)]
+            make = chained_operands if rows == 1 else operands
+            inputs = [make(8, 1, rows, length, D, D, "float16") for _ in range(SETS)]
             yield from _case(kind, inputs, found, 5 if quick or rows > 1 else 25)
 
 
@@ -33,23 +31,23 @@ def _case(kind: str, inputs: list, found, repeats: int) -> Iterator[dict]:
     q, k, v = inputs[0]
     call = {"scale": q.shape[-1] ** -0.5, "mask": "causal" if q.shape[2] > 1 else None}
     pack = partial(mx.quantize, group_size=GROUP_SIZE)
-    packed = {
-        bits: [Inputs(q, (pack(k, bits=bits), pack(v, bits=bits))) for q, k, v in inputs]
-        for bits in BITS
-    }
-    mx.eval(packed)
-    packed[16] = [Inputs(q, (k, v)) for q, k, v in inputs]
-    runs = {16: partial(attention.scaled_dot_product_attention, **call)}
+    caches = [
+        {16: (k, v)} | {bits: (pack(k, bits=bits), pack(v, bits=bits)) for bits in BITS}
+        for _, k, v in inputs
+    ]
+    mx.eval(caches)
+    calls = {16: partial(attention.scaled_dot_product_attention, **call)}
     for bits in BITS:
         of_bits = {"group_size": GROUP_SIZE, "bits": bits}
-        runs[bits] = partial(lm.quantized_attention(found), **call, **of_bits)
-    taken = _in_turns(runs, packed, q.shape[2] == 1, repeats)
-    added = {
-        bits: added_memory(partial(run, q, *packed[bits][0].rest), [q])[0]
-        for bits, run in runs.items()
-    }
+        calls[bits] = partial(lm.quantized_attention(found), **call, **of_bits)
+
+    def over(bits):
+        return lambda q, cache: calls[bits](q, *cache[bits])
+
+    each = [Inputs(q, (cache,)) for (q, _, _), cache in zip(inputs, caches)]
+    taken = timed({bits: over(bits) for bits in calls}, each, q.shape[2] == 1, repeats)
     for bits in BITS:
-        copies = [mx.array(q), *packed[bits][0].rest]  # mlx-lm's scales its queries in place
+        copies = [mx.array(q), *caches[0][bits]]  # mlx-lm's scales its queries in place
         theirs = partial(found, *copies, **call, group_size=GROUP_SIZE, bits=bits)
         stock = seconds(theirs, 1, warm_up=0)
         yield {
@@ -66,18 +64,9 @@ def _case(kind: str, inputs: list, found, repeats: int) -> Iterator[dict]:
             "elements_per_s": (k.size + v.size) / taken[bits]["median_s"],
             "over_float16": taken[16]["median_s"] / taken[bits]["median_s"],
             "speedup": stock["median_s"] / taken[bits]["median_s"],
-            "added_bytes": added[bits],
-            "float16_added_bytes": added[16],
+            "added_bytes": taken[bits]["added_bytes"],
+            "float16_added_bytes": taken[16]["added_bytes"],
         }
-
-
-def _in_turns(runs: dict, inputs: dict, few_rows: bool, repeats: int) -> dict:
-    """Seconds of each of the runs, each on inputs of its own."""
-    sides = {name: Side(call, inputs[name], few_rows, repeats) for name, call in runs.items()}
-    for side in sides.values():
-        side.prepare()
-    take_turns(sides.values())
-    return {name: side.result() for name, side in sides.items()}
 
 
 def row(result: dict, shape: str) -> list[str]:

@@ -16,8 +16,8 @@ import mlx_sdpa_ext
 
 from .. import attention, lm
 from . import ceilings, growth
-from .beside import operands, stock
-from .side_by_side import Q_SCALE, REPEATS, Inputs, side_by_side, v_scale
+from .beside import chained_operands, stock
+from .side_by_side import REPEATS, Inputs, side_by_side
 from .torch_beside import Torch, beside
 
 FEW_ROWS = 64  # timed in a chain, on inputs that take turns
@@ -59,8 +59,8 @@ class Case(NamedTuple):
 
     def inputs(self) -> Inputs:
         """Q ~ N(0, s^2), K ~ N(0, 1) and V so that O ~ N(0, s^2): side_by_side.py."""
-        q, k, v = operands(self.Hq, self.Hkv, self.Lq, self.Lk, self.D, self.Dv, self.dtype)
-        q, v = q * Q_SCALE, v * v_scale(self.Lk)
+        shape = (self.Hq, self.Hkv, self.Lq, self.Lk, self.D, self.Dv)
+        q, k, v = chained_operands(*shape, self.dtype)
         if self.kind == "quantized":
             k, v = (tuple(mx.quantize(x, group_size=GROUP_SIZE, bits=self.bits)) for x in (k, v))
         mx.eval(q, k, v)

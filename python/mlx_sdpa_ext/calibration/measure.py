@@ -13,9 +13,9 @@ from typing import Any
 import mlx.core as mx
 
 from .. import attention, router
-from ..bench.beside import operands
+from ..bench.beside import chained_operands
 from ..bench.ceilings import input_sets
-from ..bench.side_by_side import FAILURES, Q_SCALE, Inputs, prepared, take_turns, v_scale
+from ..bench.side_by_side import FAILURES, Inputs, prepared, take_turns
 from ..stock import stock_route
 from ..words import Device, Limits
 from .grid import Call
@@ -159,9 +159,8 @@ def _inputs(call: Call) -> list[Inputs]:
     made = []
     sets = 1
     while len(made) < sets:
-        q, k, v = operands(call.Hq, call.Hkv, call.Lq, call.Lk, call.D, call.Dv, call.dtype)
-        q, v = q * Q_SCALE, v * v_scale(call.Lk)
-        mx.eval(q, v)
+        shape = (call.Hq, call.Hkv, call.Lq, call.Lk, call.D, call.Dv)
+        q, k, v = chained_operands(*shape, call.dtype)
         made.append(Inputs(q, (k, v)))
         if call.decodes:
             sets = min(MOST_SETS, input_sets(made[0].kv_bytes))
