@@ -7,8 +7,6 @@
 
 namespace sdpa::cpu::SDPA_ISA {
 
-SDPA_INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }
-SDPA_INLINE int vectors(int n) { return (n + W - 1) / W; }
 template <int N = NV>
 SDPA_INLINE int panel_vectors(int panel, int all) {
   return all - panel * N < N ? all - panel * N : N;

@@ -223,4 +223,7 @@ SDPA_INLINE void store_n(T* p, Vec v, int n) {
   for (int l = 0; l < n; ++l) narrow(v[l], p + l);
 }
 
+SDPA_INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }
+SDPA_INLINE int vectors(int n) { return (n + W - 1) / W; }
+
 }  // namespace sdpa::cpu::SDPA_ISA

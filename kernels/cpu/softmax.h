@@ -85,7 +85,7 @@ SDPA_INLINE void softmax_strips(const Params& p, const Operands& x, const Task& 
       const RowTile tile{
           s.S + size_t(r) * s.lds,
           strip_seen.begin / kKeys * kKeys / W,
-          (strip_seen.end + kKeys - 1) / kKeys * kKeys / W,
+          round_up(strip_seen.end, kKeys) / W,
           {seen.begin - key, seen.end - key < n ? seen.end - key : n},
           masked ? mask_rows(row) : nullptr,
       };
