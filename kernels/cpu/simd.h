@@ -73,7 +73,7 @@ SDPA_INLINE void hold(Vec& v) {
 #endif
 }
 
-SDPA_INLINE Vec splat(float x) { return Vec{} + x; }
+SDPA_INLINE Vec splat(float x) { return x - Vec{}; }  // 0 + x would turn -0 into 0
 
 // Lane l of the result is `yes` where the mask lane is -1. Compares are false for NaN.
 SDPA_INLINE Vec select(IVec mask, Vec yes, Vec no) { return mask ? yes : no; }
