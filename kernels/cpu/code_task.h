@@ -23,33 +23,33 @@ constexpr float kLeast = 1e-33f;
 struct CodesScratch {
   static constexpr int R = 8;  // rows of a strip
 
-  int32_t *Q, *P, *codes;  // P of one strip
-  float *q_step, *q_sum;   // [rows, groups of K]
+  int32_t *Q, *P, *codes;  // P of one strip and group; codes of 2 W keys of K, or of a block of V
+  float *q_step, *q_sum;   // [rows / R, groups of K, R]
   float *scales, *biases;  // [groups of K or V, keys] of the tile
-  float *S, *O, *alpha, *top, *bias, *tmp;
+  float *S, *O, *top, *bias, *tmp;
+  float *m, *l, *alpha, *step;  // [rows]: of the online softmax, and what 1 stands for in Pi
   float* shared;  // [rows, groups of V, W]: what the columns of a group of O share, to be added up
-  State* state;
   uint32_t* copies;
-  int groups_k, groups_v, pairs_k, pairs_v, keys, columns, ldq, lds, ldo, ldp;
+  int groups_k, groups_v, words_k, words_v, keys, columns, lds, ldo;
+  int block;  // words of V that are unpacked at a time: W, or those of a group
   size_t bytes;
 
   CodesScratch(const Params& p, const Operands& x, int bq, int bk, void* base) {
-    const int rows = round_up(bq, R), most_groups = 4, vector_columns = W * 32 / x.bits;
+    const int rows = round_up(bq, R), per_word = 32 / x.bits, group_words = x.group_size / per_word;
     groups_k = p.D / x.group_size;
     groups_v = p.Dv / x.group_size;
-    keys = round_up(bk, W);
-    pairs_k = p.D / 2;
-    pairs_v = keys / 2;
-    columns = round_up(p.Dv, vector_columns);
-    ldq = leading<int32_t>(pairs_k);
+    words_k = p.D / per_word;
+    words_v = p.Dv / per_word;
+    block = group_words > W ? group_words : W;
+    keys = round_up(bk, kQuadKeys);
+    columns = round_up(words_v, block) * per_word;
     lds = leading<float>(keys);
     ldo = leading<float>(columns);
-    ldp = leading<int32_t>(pairs_v * most_groups);
     const size_t groups = size_t(groups_k > groups_v ? groups_k : groups_v);
-    const size_t k_codes = size_t(keys) * pairs_k, v_codes = size_t(columns) * pairs_v;
+    const size_t k_codes = size_t(2 * W) * words_k, v_codes = size_t(keys) * block;
     Scratch scratch(base);
-    Q = scratch.take<int32_t>(size_t(rows) * ldq);
-    P = scratch.take<int32_t>(size_t(R) * ldp);
+    Q = scratch.take<int32_t>(size_t(rows) * p.D / 2);
+    P = scratch.take<int32_t>(size_t(R) * keys / 2);
     codes = scratch.take<int32_t>(k_codes > v_codes ? k_codes : v_codes);
     q_step = scratch.take(rows * groups);
     q_sum = scratch.take(rows * groups);
@@ -58,12 +58,11 @@ struct CodesScratch {
     S = scratch.take(size_t(rows) * lds);
     O = scratch.take(size_t(rows) * ldo);
     shared = scratch.take(size_t(rows) * groups_v * W);
-    alpha = scratch.take(rows);
+    for (float** each : {&m, &l, &alpha, &step}) *each = scratch.take(rows + W - R);
     top = scratch.take(groups);
     bias = scratch.take(keys);
     tmp = scratch.take(W * groups > size_t(ldo) + p.D ? W * groups : size_t(ldo) + p.D);
-    state = scratch.take<State>(rows);
-    copies = scratch.take<uint32_t>(size_t(W) * kMostWords);
+    copies = scratch.take<uint32_t>(size_t(bk) * (words_k > words_v ? words_k : words_v));
     bytes = scratch.bytes();
   }
 };
@@ -91,25 +90,35 @@ struct CodeTask {
     float* const q = s.tmp + s.ldo;
     for (int r = 0; r < strips * R; ++r) {
       float* o = s.O + size_t(r) * s.ldo;
-      s.alpha[r] = 1.f;
-      for (int d = 0; d < s.ldo; ++d) o[d] = s.tmp[d] = 0.f;
-      for (int i = 0; i < s.groups_v * W; ++i) s.shared[size_t(r) * s.groups_v * W + i] = 0.f;
-      for (int d = 0; d < p.D; ++d) q[d] = 0.f;
+      State state{-kInf, 0.f};
+      for (int d = 0; d < s.columns; d += W) store(o + d, Vec{});
+      for (int i = 0; i < s.groups_v; ++i)
+        store(s.shared + (size_t(r) * s.groups_v + i) * W, Vec{});
+      for (int d = 0; d < p.D; d += W) store(q + d, Vec{});
       if (r < t.rows) {
         const Row row = row_of(p, t.hkv, t.row0 + r);
-        const T* from = row_of_operand<T>(x.Q, p.Qs, t.b, row);
-        for (int d = 0; d < p.D; ++d) q[d] = widen(from[d * p.Qs.col]);
-        s.state[r] = start_row<T>(p, x, t, row, p.Dv, s.tmp);
-        for (int i = 0; i < s.columns; ++i) {
-          const int d = column_of<bits>(i / W, i % W, groups);
-          if (d < p.Dv) o[i] = s.tmp[d];
-        }
+        load_row(row_of_operand<T>(x.Q, p.Qs, t.b, row), q);
+        state = start_row<T>(p, x, t, row, p.Dv, s.tmp);
+        if (t.with_carry)
+          for_vectors<groups>([&](int v, int, __m512i columns) {
+            _mm512_storeu_ps(o + v * W, _mm512_i32gather_ps(columns, s.tmp, 4));
+          });
       }
+      s.m[r] = state.m;
+      s.l[r] = state.l;
       for (int g = 0; g < s.groups_k; ++g) round_group(q, r, g);
     }
   }
 
-  void round_group(const float* q, int r, int g) {
+  void load_row(const T* from, float* q) const {
+    if (p.Qs.col == 1) {
+      for (int d = 0; d < p.D; d += W) store(q + d, load(from + d));
+    } else {
+      for (int d = 0; d < p.D; ++d) q[d] = widen(from[d * p.Qs.col]);
+    }
+  }
+
+  void round_group(float* q, int r, int g) {
     const int begin = g * x.group_size, end = begin + x.group_size;
     Vec top{}, total{};
     for (int d = begin; d < end; d += W) {
@@ -119,14 +128,16 @@ struct CodeTask {
     }
     const float most = max(top), inverse = most > kLeast ? kMostInteger / most : 0.f,
                 all = sum(total);
-    s.q_sum[r * s.groups_k + g] = all;
+    const size_t at = (size_t(r / R) * s.groups_k + g) * R + r % R;
+    s.q_sum[at] = all;
     // A sum that is not finite, as of a NaN, makes the scores NaN.
-    s.q_step[r * s.groups_k + g] = inverse == 0.f ? all * 0.f : most / kMostInteger;
-    for (int pair = begin / 2; pair < end / 2; ++pair) {
-      const auto rounded = [&](float a) { return uint32_t(int32_t(__builtin_rintf(a * inverse))); };
-      s.Q[size_t(r) * s.ldq + pair] =
-          int32_t(rounded(q[C::second_of(pair)]) << 16 | (rounded(q[C::first_of(pair)]) & 0xffff));
-    }
+    s.q_step[at] = inverse == 0.f ? all * 0.f : most / kMostInteger;
+    for (int d = begin; d < end; d += W)
+      store(q + d, bits_as<Vec>(_mm512_cvtps_epi32(bits_as<__m512>(load(q + d) * inverse))));
+    const auto rounded = [&](int d) { return bits_as<uint32_t>(q[d]); };
+    for (int pair = begin / 2; pair < end / 2; ++pair)
+      s.Q[(size_t(r / R) * p.D / 2 + pair) * R + r % R] =
+          int32_t(rounded(C::second_of(pair)) << 16 | (rounded(C::first_of(pair)) & 0xffff));
   }
 
   // out = O / l, lse = m + log(l), with the columns of O in order and what they share added
@@ -136,11 +147,21 @@ struct CodeTask {
       const float* o = s.O + size_t(r) * s.ldo;
       float* const shared = s.shared + size_t(r) * s.groups_v * W;
       for (int g = 0; g < s.groups_v; ++g) shared[g] = sum(load(shared + g * W));
-      for (int i = 0; i < s.columns; ++i) {
-        const int d = column_of<bits>(i / W, i % W, groups);
-        if (d < p.Dv) s.tmp[d] = o[i] + shared[d / x.group_size];
-      }
-      finish_row<T>(p, t, row_of(p, t.hkv, t.row0 + r), s.state[r], s.tmp);
+      for_vectors<groups>([&](int v, int g, __m512i columns) {
+        const Vec whole = load(o + v * W) + splat(shared[g]);
+        _mm512_i32scatter_ps(s.tmp, columns, bits_as<__m512>(whole), 4);
+      });
+      finish_row<T>(p, t, row_of(p, t.hkv, t.row0 + r), {s.m[r], s.l[r]}, s.tmp);
+    }
+  }
+
+  // f(vector of O, group, columns of V in its lanes), of all that belong to a group
+  template <int groups, class F>
+  SDPA_INLINE void for_vectors(F f) const {
+    for (int v = 0; v < s.columns / W; ++v) {
+      const IVec columns = columns_of<bits>(v, groups);
+      const int g = columns[0] / x.group_size;
+      if (g < s.groups_v) f(v, g, bits_as<__m512i>(columns));
     }
   }
 

@@ -1,12 +1,12 @@
-// Tiles of the codes of a quantized cache as pairs of 16-bit integers, and their products with Q and P in the same form:
-// 32 products an instruction, added up in 32 bits.
+// Tiles of the codes of a quantized cache, in the words of 32 bits that they come in, and their products with Q and P in
+// 16 bits: a shift and a mask take two codes out of a word as integers of 16 bits, and 32 products are an instruction.
 //
-//   codes [vector][pair][W]   lane l of K: two dimensions of key l; lane l of V: keys 2 * pair and 2 * pair + 1 in a dimension
-//
-// Which dimensions are where follows from how codes lie in words: a mask and a shift take two out of a word at once.
+//   K [2][word][W]          lane l: a word of key l
+//   V [vector][quad][W]     lane l: a byte of each of four keys, of which one code or two are columns of V
 #pragma once
 
 #include "kernels/cpu/packed_rows.h"
+#include "kernels/cpu/transpose.h"
 
 namespace sdpa::cpu::SDPA_ISA {
 
@@ -14,106 +14,126 @@ static_assert(W == 16);
 
 template <int bits>
 struct Codes {
-  static constexpr int kPerWord = 32 / bits, kHalf = kPerWord / 2;
-  static constexpr int kVectorColumns = W * kPerWord;  // columns of V in W words
+  static constexpr int kPerWord = 32 / bits, kHalf = kPerWord / 2, kPerByte = 8 / bits;
+  static constexpr int kBlockColumns = W * kPerWord;  // columns of V in W words
   static constexpr int kMask = bits == 8 ? 0x00ff00ff : 0x000f000f;
   static constexpr float kCenter = bits == 8 ? 127.5f : 7.5f;
 
   // The dimensions of a pair of K: elements i and i + kHalf of a word, with i = pair % kHalf.
   static constexpr int first_of(int pair) { return pair / kHalf * kPerWord + pair % kHalf; }
   static constexpr int second_of(int pair) { return first_of(pair) + kHalf; }
+
+  // Codes i and i + kHalf of each word
+  static SDPA_INLINE __m512i pair_of(Vec words, int i) {
+    return bits_as<__m512i>(bits_as<UVec>(words) >> (i * bits) & kMask);
+  }
 };
 
-// The first n (n < 0: none) of W words, zeros behind them.
-SDPA_INLINE __m512i load_words(const char* at, int n) {
-  if (n >= W) return _mm512_loadu_si512(at);
-  return _mm512_maskz_loadu_epi32(__mmask16((1u << (n < 0 ? 0 : n)) - 1), at);
+// Keys of V are taken kQuads at a time, and key l with l + W, l + 2 W and l + 3 W.
+constexpr int kQuadKeys = 4 * W;
+
+// The first n (n < 0: none) of W words
+SDPA_INLINE __mmask16 first_words(int n) {
+  return __mmask16(n >= W ? 0xffff : (1u << (n < 0 ? 0 : n)) - 1);
 }
 
-// Lane l of r[i]: word i of the four at row l.
-SDPA_INLINE void load_four_words(const char* const (&rows)[W], int offset, __m512i (&r)[4]) {
-  __m512i m[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const auto words = [&](int j) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[j] + offset));
-    };
-    m[i] = _mm512_castsi128_si512(words(i));
-    m[i] = _mm512_inserti32x4(m[i], words(4 + i), 1);
-    m[i] = _mm512_inserti32x4(m[i], words(8 + i), 2);
-    m[i] = _mm512_inserti32x4(m[i], words(12 + i), 3);
-  }
-  const __m512i a = _mm512_unpacklo_epi32(m[0], m[1]), b = _mm512_unpackhi_epi32(m[0], m[1]);
-  const __m512i c = _mm512_unpacklo_epi32(m[2], m[3]), d = _mm512_unpackhi_epi32(m[2], m[3]);
-  r[0] = _mm512_unpacklo_epi64(a, c);
-  r[1] = _mm512_unpackhi_epi64(a, c);
-  r[2] = _mm512_unpacklo_epi64(b, d);
-  r[3] = _mm512_unpackhi_epi64(b, d);
-}
-
-// K tile [n, D] -> codes [vectors(n)][D / 2][W], any codes for keys beyond n. copies: kMostWords words for each of W rows.
-template <int bits, typename Rows>
-void pack_k_codes(const Rows& K, int n, int D, int32_t* codes, uint32_t* copies) {
-  using C = Codes<bits>;
-  const int words = D / C::kPerWord;  // groups of 32 make it a multiple of 4
-  for (int key = 0; key < n; key += W) {
-    const char* rows[W];
-    for (int j = 0; j < W; ++j)
-      rows[j] = K.row_words(key + j < n ? key + j : n - 1, D, copies + size_t(j) * kMostWords);
-    for (int w = 0; w < words; w += 4) {
-      __m512i r[4];
-      load_four_words(rows, w * 4, r);
+// W rows of K, of `words` words -> codes [words][W]
+SDPA_INLINE void turn_words(const char* const (&rows)[W], int words, int32_t* codes) {
+  for (int w = 0; w < words; w += W) {
+    const __mmask16 there = first_words(words - w);
+    Vec r[W];
 #pragma GCC unroll 16
-      for (int i = 0; i < 4 * C::kHalf; ++i, codes += W)
-        _mm512_storeu_si512(
-            codes, _mm512_and_si512(_mm512_srli_epi32(r[i / C::kHalf], i % C::kHalf * bits),
-                                    _mm512_set1_epi32(C::kMask)));
+    for (int j = 0; j < W; ++j)
+      r[j] = bits_as<Vec>(_mm512_maskz_loadu_epi32(there, rows[j] + w * 4));
+    transpose(r);
+    float* to = reinterpret_cast<float*>(codes) + w * W;
+    if (words - w >= W) {
+#pragma GCC unroll 16
+      for (int l = 0; l < W; ++l) store(to + l * W, r[l]);
+    } else {
+      for (int l = 0; l < words - w; ++l) store(to + l * W, r[l]);
     }
   }
 }
 
-// V tile [n, Dv] -> codes [vector][pairs][W], keys and columns beyond as zeros. Vector w * kPerWord + c has element c of each
-// of words [w, w + 1) * W, which go into lanes so that those of the `groups` groups among them alternate.
-template <int bits, int groups, typename Rows>
-void pack_v_codes(const Rows& V, int n, int Dv, int pairs, int32_t* codes, uint32_t* copies) {
-  using C = Codes<bits>;
-  const int words = Dv / C::kPerWord;
-  const IVec lane = iota();
-  const __m512i order =
-      bits_as<__m512i>(IVec((lane & (groups - 1)) * (W / groups) + lane / groups));
-  const __m512i mask = _mm512_set1_epi32(C::kMask);
-  for (int pair = 0; pair < (n + 1) / 2; ++pair) {
-    const bool both = 2 * pair + 1 < n;
-    const char* first = V.row_words(2 * pair, Dv, copies);
-    const char* second = both ? V.row_words(2 * pair + 1, Dv, copies + kMostWords) : first;
-    for (int w = 0; w < words; w += W) {
-      __m512i a = load_words(first + w * 4, words - w);
-      __m512i b = load_words(second + w * 4, both ? words - w : 0);
-      if constexpr (groups > 1) {
-        a = _mm512_permutexvar_epi32(order, a);
-        b = _mm512_permutexvar_epi32(order, b);
+// K [2 W, words] -> codes [2][words][W], those of the last key again for keys from n on.
+inline void pack_k_codes(Words K, int n, int words, int32_t* codes) {
+  for (int key = 0; key < 2 * W; key += W, codes += words * W) {
+    const char* rows[W];
+    for (int j = 0; j < W; ++j) rows[j] = K.from(key + j < n ? key + j : n - 1).at;
+    turn_words(rows, words, codes);
+  }
+}
+
+// Of four vectors whose pieces of 16 bytes belong to `groups` groups in turn: 4 / groups vectors of each group.
+template <int groups>
+SDPA_INLINE void part_groups(__m512i (&x)[4]) {
+  const __m512i y[4] = {x[0], x[1], x[2], x[3]};
+  if constexpr (groups == 2) {
+    x[0] = _mm512_shuffle_i64x2(y[0], y[1], 0x44);
+    x[1] = _mm512_shuffle_i64x2(y[2], y[3], 0x44);
+    x[2] = _mm512_shuffle_i64x2(y[0], y[1], 0xee);
+    x[3] = _mm512_shuffle_i64x2(y[2], y[3], 0xee);
+  } else if constexpr (groups == 4) {
+    const __m512i even[2] = {_mm512_shuffle_i64x2(y[0], y[1], 0x88),
+                             _mm512_shuffle_i64x2(y[2], y[3], 0x88)};
+    const __m512i odd[2] = {_mm512_shuffle_i64x2(y[0], y[1], 0xdd),
+                            _mm512_shuffle_i64x2(y[2], y[3], 0xdd)};
+    x[0] = _mm512_shuffle_i64x2(even[0], even[1], 0x88);
+    x[1] = _mm512_shuffle_i64x2(odd[0], odd[1], 0x88);
+    x[2] = _mm512_shuffle_i64x2(even[0], even[1], 0xdd);
+    x[3] = _mm512_shuffle_i64x2(odd[0], odd[1], 0xdd);
+  }
+}
+
+// W words of the rows of V, of which `words` are there -> codes [4][quads][W]: zeros for other words, and for keys from n on
+// those of the last. Each of the `groups` groups among the columns of the words has vectors of its own.
+template <int groups>
+void pack_v_codes(Words V, int n, int words, int quads, int32_t* codes) {
+  const __mmask16 there = first_words(words);
+  const auto pack = [&](const char* const(&rows)[4], int32_t* to) {
+    __m512i x[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) x[i] = _mm512_maskz_loadu_epi32(there, rows[i]);
+    const __m512i a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
+    const __m512i c = _mm512_unpacklo_epi8(x[2], x[3]), d = _mm512_unpackhi_epi8(x[2], x[3]);
+    x[0] = _mm512_unpacklo_epi16(a, c);
+    x[1] = _mm512_unpackhi_epi16(a, c);
+    x[2] = _mm512_unpacklo_epi16(b, d);
+    x[3] = _mm512_unpackhi_epi16(b, d);
+    part_groups<groups>(x);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) _mm512_storeu_si512(to + size_t(i) * quads * W, x[i]);
+  };
+  for (int key = 0; key < n; key += kQuadKeys, codes += W * W) {
+    const char* rows[4];
+    if (n - key >= kQuadKeys) {
+      for (int i = 0; i < 4; ++i) rows[i] = V.from(key + i * W).at;
+      for (int quad = 0; quad < W; ++quad) {
+        pack(rows, codes + quad * W);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) rows[i] += V.step;
       }
-      // The low halves of both words, then the high ones.
-      const __m512i halves[2] = {
-          _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16)),
-          _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(a, 16), b),
-      };
-      int32_t* to = codes + (size_t(w / W) * C::kPerWord * pairs + pair) * W;
-#pragma GCC unroll 8
-      for (int c = 0; c < C::kPerWord; ++c)
-        _mm512_storeu_si512(
-            to + size_t(c) * pairs * W,
-            _mm512_and_si512(_mm512_srli_epi32(halves[c / C::kHalf], c % C::kHalf * bits), mask));
+    } else {
+      for (int quad = 0; quad < W; ++quad) {
+        for (int i = 0; i < 4; ++i) {
+          const int at = key + i * W + quad;
+          rows[i] = V.from(at < n ? at : n - 1).at;
+        }
+        pack(rows, codes + quad * W);
+      }
     }
   }
 }
 
-// The column of V in lane l of vector w * kPerWord + c.
+// The columns of V in the lanes of a vector of O.
 template <int bits>
-SDPA_INLINE int column_of(int vector, int l, int groups) {
-  using C = Codes<bits>;
-  const int word = vector / C::kPerWord * W + l % groups * (W / groups) + l / groups;
-  return word * C::kPerWord + vector % C::kPerWord;
+SDPA_INLINE IVec columns_of(int vector, int groups) {
+  constexpr int kPerByte = Codes<bits>::kPerByte;
+  const int block = vector / (4 * kPerByte), i = vector / kPerByte % 4, run = 4 / groups;
+  const IVec lane = iota(), piece = lane / 4;
+  const IVec word = i / run * run * 4 + piece % run * 4 + i % run * groups + piece / run;
+  return ((block * W + word) * 4 + lane % 4) * kPerByte + vector % kPerByte;
 }
 
 // W rows of G values -> [G][ld]
@@ -142,11 +162,11 @@ SDPA_INLINE void spread_groups(const E* from, int G, int ld, float* to) {
   }
 }
 
-// Scales or biases [n, G] -> [G][ld], keys up to the next multiple of W as zeros. tmp [W, G]
+// Scales or biases [n, G] -> [G][ld], keys up to the next multiple of kQuadKeys as zeros. tmp [W, G]
 template <typename T>
 void pack_groups(const T* at, const Strides& s, int n, int G, int ld, float* to, float* tmp) {
   const bool dense = s.col == 1 && s.row == G;
-  for (int key = 0; key < n; key += W, at += W * s.row, to += W) {
+  for (int key = 0; key < round_up(n, kQuadKeys); key += W, at += W * s.row, to += W) {
     const int present = n - key < W ? n - key : W;
     if (dense && present == W) {
       spread_groups(at, G, ld, to);
@@ -170,41 +190,38 @@ SDPA_INLINE __m512i add_products(__m512i acc, __m512i a, __m512i b) {
 #endif
 }
 
-// Repeats a run of n values.
-template <int n>
-SDPA_INLINE __m512i repeat(const void* at) {
-  if constexpr (n == 1) {
-    int32_t x;
-    __builtin_memcpy(&x, at, sizeof(x));
-    return _mm512_set1_epi32(x);
-  } else if constexpr (n == 2) {
-    int64_t x;
-    __builtin_memcpy(&x, at, sizeof(x));
-    return _mm512_set1_epi64(x);
-  } else {
-    return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(at)));
-  }
+template <int R>
+SDPA_INLINE void clear(__m512i (&acc)[R][2]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_si512();
 }
 
-// acc [R][N] = A [R, depth] * codes [N][depth][W], of A a run of `groups` values for each step of the depth.
-// Meanwhile up to `depth` lines of what comes next are fetched.
-template <int R, int N, int groups>
-SDPA_INLINE void multiply_codes(const int32_t* A, int lda, const int32_t* codes, size_t step,
-                                int depth, Piece ahead, __m512i (&acc)[R][N]) {
+// acc [R][2] += A [R, lda] * two vectors of codes, a word of each lane after the other and of each kHalf pairs: A at
+// [word * kWord + pair * kPair]. Meanwhile up to two lines a word of what comes next are fetched.
+template <int bits, int R, int kRow, int kWord, int kPair, bool two_of_byte>
+SDPA_INLINE void multiply_codes(const int32_t* A, const int32_t* codes, size_t step, int words,
+                                Piece& ahead, __m512i (&acc)[R][2]) {
+  using C = Codes<bits>;
+  constexpr int kPairs = two_of_byte ? 2 : C::kHalf;
+  for (int k = 0; k < words; ++k) {
+    ahead.fetch_two();
+    Vec x = load(reinterpret_cast<const float*>(codes) + size_t(k) * W);
+    hold(x);
+    Vec y = x;
+    if constexpr (!two_of_byte) {
+      y = load(reinterpret_cast<const float*>(codes) + step + size_t(k) * W);
+      hold(y);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kPairs; ++i) {
+      const __m512i b[2] = {C::pair_of(x, two_of_byte ? 2 * i : i),
+                            C::pair_of(y, two_of_byte ? 2 * i + 1 : i)};
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) acc[r][v] = _mm512_setzero_si512();
-  for (int k = 0; k < depth; ++k) {
-    if (k < ahead.n) __builtin_prefetch(ahead.at + k * kLine, 0, 3);
-    __m512i b[N];
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) b[v] = _mm512_loadu_si512(codes + v * step + size_t(k) * W);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const __m512i a = repeat<groups>(A + r * lda + k * groups);
-#pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) acc[r][v] = add_products(acc[r][v], a, b[v]);
+      for (int r = 0; r < R; ++r) {
+        const __m512i a = _mm512_set1_epi32(A[r * kRow + k * kWord + i * kPair]);
+        acc[r][0] = add_products(acc[r][0], a, b[0]);
+        acc[r][1] = add_products(acc[r][1], a, b[1]);
+      }
     }
   }
 }

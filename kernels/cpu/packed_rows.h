@@ -34,6 +34,15 @@ SDPA_INLINE IVec load_codes(const char* at) {
   return bits_as<IVec>(x >> bits_as<UVec>((lane & (kPerWord - 1)) * bits) & ((1u << bits) - 1));
 }
 
+// Words of rows, side by side.
+struct Words {
+  const char* at;  // of row 0
+  int64_t step;    // bytes from row to row
+
+  Words from(int row) const { return {at + row * step, step}; }
+  Words from_word(int word) const { return {at + word * 4, step}; }
+};
+
 // Cache lines one after the other.
 struct Piece {
   const char* at = nullptr;
@@ -43,6 +52,15 @@ struct Piece {
   Piece part(int i, int parts) const {
     const int begin = n * i / parts, end = n * (i + 1) / parts;
     return {at + begin * kLine, end - begin};
+  }
+
+  // The next two lines.
+  SDPA_INLINE void fetch_two() {
+    if (n <= 0) return;
+    __builtin_prefetch(at, 0, 3);
+    __builtin_prefetch(at + kLine, 0, 3);
+    at += 2 * kLine;
+    n -= 2;
   }
 };
 
@@ -78,6 +96,14 @@ struct PackedRows {
     if (word.col == 1) return reinterpret_cast<const char*>(at);
     for (int i = 0; i < n * bits / 32; ++i) copy[i] = at[i * word.col];
     return reinterpret_cast<const char*>(copy);
+  }
+
+  // The words of the first n rows, of D elements: where they lie, or copied.
+  Words words_of(int n, int D, uint32_t* copies) const {
+    if (word.col == 1) return {reinterpret_cast<const char*>(words), word.row * 4};
+    const int64_t step = D * bits / 32;
+    for (int j = 0; j < n; ++j) row_words(j, D, copies + j * step);
+    return {reinterpret_cast<const char*>(copies), step * 4};
   }
 
   // The lines of the n rows at `key`, of D elements, for a product to fetch; their groups are fetched here, and all where

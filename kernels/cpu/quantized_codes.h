@@ -27,8 +27,8 @@ struct QuantizedCodes : CodeValues<T, bits> {
   using Base::p, Base::x, Base::t, Base::s, Base::strips, Base::R;
 
   void run() {
-    // Groups among the columns of a vector of V.
-    const int groups = C::kVectorColumns / x.group_size;
+    // Groups among the columns of a block of V.
+    const int groups = C::kBlockColumns / x.group_size;
     if (groups >= 4) return attend<4>();
     if (groups == 2) return attend<2>();
     attend<1>();
@@ -44,75 +44,62 @@ struct QuantizedCodes : CodeValues<T, bits> {
       const Cover cover = p.mask == MaskKind::None ? Cover::Open : mask_cover(p, x, t, key, n);
       if (cover == Cover::Hidden) continue;
       const auto k = K.from(key), v = V.from(key);
-      pack_k_codes<bits>(k, n, p.D, s.codes, s.copies);
       pack_groups(k.scales, k.scale, n, s.groups_k, s.keys, s.scales, s.tmp);
       pack_groups(k.biases, k.bias, n, s.groups_k, s.keys, s.biases, s.tmp);
-      scores(key, n);
-      softmax(key, n, cover == Cover::Partial);
-      pack_v_codes<bits, groups>(v, n, p.Dv, s.pairs_v, s.codes, s.copies);
+      scores(k.words_of(n, p.D, s.copies), key, n);
+      this->softmax(key, n, cover == Cover::Partial);
       pack_groups(v.scales, v.scale, n, s.groups_v, s.keys, s.scales, s.tmp);
       pack_groups(v.biases, v.bias, n, s.groups_v, s.keys, s.biases, s.tmp);
-      this->largest_scales(n);
+      this->level_groups(n);
       const int next = key + n, left = keys.end - next < t.bk ? keys.end - next : t.bk;
-      Piece ahead = left > 0 ? K.ahead(next, left, p.D) : Piece{};
-      for (int strip = 0; strip < strips; ++strip) {
-        const Keys seen = strip_keys(strip, key, n);
-        if (seen.begin >= seen.end) continue;
-        this->template accumulate<groups>(strip, seen, n, ahead);
-        ahead = {};
-      }
+      this->template values<groups>(v.words_of(n, p.Dv, s.copies), key, n, cover == Cover::Partial,
+                                    left > 0 ? K.ahead(next, left, p.D) : Piece{});
     }
     this->template finish_rows<groups>();
   }
 
-  void scores(int key, int n) {
-    const int all = vectors(n);
-    for (int v = 0; v < all; v += 2) {
-      Piece ahead = V.ahead(key + v * W, n - v * W < 2 * W ? n - v * W : 2 * W, p.Dv);
+  void scores(Words k, int key, int n) {
+    for (int at = 0; at < n; at += 2 * W) {
+      const int left = n - at < 2 * W ? n - at : 2 * W;
+      Piece ahead = V.ahead(key + at, left, p.Dv);
+      pack_k_codes(k.from(at), left, s.words_k, s.codes);
       for (int strip = 0; strip < strips; ++strip) {
         const Keys seen = strip_keys(strip, key, n);
-        if (seen.begin >= (v + 2) * W || seen.end <= v * W) continue;
-        v + 1 < all ? strip_scores<2>(strip, v, ahead) : strip_scores<1>(strip, v, ahead);
-        ahead = {};
+        if (seen.begin < at + 2 * W && seen.end > at) strip_scores(strip, at, ahead);
       }
     }
   }
 
-  // S of a strip and the keys of N vectors
-  template <int N>
-  void strip_scores(int strip, int v, Piece ahead) {
-    const int depth = x.group_size / 2;
-    const size_t step = size_t(s.pairs_k) * W;
+  // S of a strip and 2 W keys
+  void strip_scores(int strip, int at, Piece& ahead) {
+    const int words = x.group_size / C::kPerWord;
     for (int g = 0; g < s.groups_k; ++g) {
-      __m512i acc[R][N];
-      multiply_codes<R, N, 1>(s.Q + size_t(strip) * R * s.ldq + g * depth, s.ldq,
-                              s.codes + v * step + size_t(g) * depth * W, step, depth,
-                              ahead.part(g, s.groups_k), acc);
-      Vec scale[N], bias[N];
-#pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) {
-        scale[i] = load(s.scales + g * s.keys + (v + i) * W);
-        bias[i] = load(s.biases + g * s.keys + (v + i) * W);
+      __m512i acc[R][2];
+      clear(acc);
+      multiply_codes<bits, R, 1, C::kHalf * R, R, false>(
+          s.Q + (size_t(strip) * s.words_k + g * words) * C::kHalf * R, s.codes + g * words * W,
+          size_t(s.words_k) * W, words, ahead, acc);
+      Vec scale[2], bias[2];
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        scale[i] = load(s.scales + g * s.keys + at + i * W);
+        bias[i] = load(s.biases + g * s.keys + at + i * W);
       }
+      const float *q_step = s.q_step + (size_t(strip) * s.groups_k + g) * R,
+                  *q_sum = s.q_sum + (size_t(strip) * s.groups_k + g) * R;
+      float* to = s.S + size_t(strip) * R * s.lds + at;
+      const int lds = s.lds;
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const int row = strip * R + r;
-        const Vec q_step = splat(s.q_step[row * s.groups_k + g]);
-        const Vec q_sum = splat(s.q_sum[row * s.groups_k + g]);
-#pragma GCC unroll 4
-        for (int i = 0; i < N; ++i) {
-          float* to = s.S + size_t(row) * s.lds + (v + i) * W;
-          const Vec product = bits_as<Vec>(_mm512_cvtepi32_ps(acc[r][i])) * q_step;
-          Vec sum = product * scale[i] + bias[i] * q_sum;
-          if (g > 0) sum += load(to);
-          store(to, sum);
+      for (int r = 0; r < R; ++r, to += lds) {
+        const Vec step = splat(q_step[r]), all = splat(q_sum[r]);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          const Vec so_far = g > 0 ? load(to + i * W) : Vec{};
+          const Vec product = bits_as<Vec>(_mm512_cvtepi32_ps(acc[r][i])) * step;
+          store(to + i * W, product * scale[i] + (bias[i] * all + so_far));
         }
       }
     }
-  }
-
-  void softmax(int key, int n, bool masked) {
-    softmax_strips<R, W>(p, x, t, s, key, n, masked, s.S, s.lds);
   }
 };
 

@@ -39,25 +39,27 @@ SDPA_INLINE Vec adjust_scores(const Params& p, const RowTile& x, bool cut) {
   return top;
 }
 
+// The maxima by lanes of scores that are factor * S.
+SDPA_INLINE Vec largest_scores(const Params& p, const RowTile& x, float& factor) {
+  const bool cut = x.seen.begin > x.begin * W || x.seen.end < x.end * W;
+  // Where nothing comes between the products and exp, the scale waits for it.
+  const bool raw = !cut && !x.bias && p.softcap == 0.f && p.scale > 0.f;
+  factor = raw ? p.scale : 1.f;
+  if (!raw) return adjust_scores(p, x, cut);
+  Vec top = splat(-kInf);
+  for (int v = x.begin; v < x.end; ++v) top = max_keep(load(x.S + v * W), top);
+  return top * p.scale;
+}
+
 // S = softcap(scale * S) + bias; m, l and P = exp(S - m) as online softmax has them.
 // Returns alpha = exp(m_old - m_new), the factor of O and l.
 // P may take the place of S.
 template <typename E>
 SDPA_INLINE float softmax_row(const Params& p, const RowTile& x, State& state, E* P) {
-  const bool cut = x.seen.begin > x.begin * W || x.seen.end < x.end * W;
-  // Where nothing comes between the products and exp, the scale waits for it.
-  const bool raw = !cut && !x.bias && p.softcap == 0.f && p.scale > 0.f;
-  Vec top = splat(-kInf);
-  if (raw) {
-    for (int v = x.begin; v < x.end; ++v) top = max_keep(load(x.S + v * W), top);
-    top *= p.scale;
-  } else {
-    top = adjust_scores(p, x, cut);
-  }
-  const float tile_max = max(top);
+  float factor;
+  const float tile_max = max(largest_scores(p, x, factor));
   const float m = tile_max > state.m ? tile_max : state.m;
   const float base = m == -kInf ? 0.f : m;  // -inf - -inf would be NaN
-  const float factor = raw ? p.scale : 1.f;
   Vec total{};
   for (int v = x.begin; v < x.end; ++v) {
     const Vec e = exp_up_to_88<!std::is_same_v<E, float>>(load(x.S + v * W) * factor - base);
@@ -68,6 +70,20 @@ SDPA_INLINE float softmax_row(const Params& p, const RowTile& x, State& state, E
   state.l = state.l * alpha + sum(total);
   state.m = m;
   return alpha;
+}
+
+// The row of query position iq and the tile [key, key + n), of which its strip sees `strip_seen`.
+template <int kKeys>
+SDPA_INLINE RowTile row_tile(const Params& p, Keys strip_seen, int key, int n, int iq, float* S,
+                             const float* bias) {
+  const Keys seen = visible_keys(p, iq);
+  return {
+      S,
+      strip_seen.begin / kKeys * kKeys / W,
+      round_up(strip_seen.end, kKeys) / W,
+      {seen.begin - key, seen.end - key < n ? seen.end - key : n},
+      bias,
+  };
 }
 
 // softmax_row of all rows of the task and the tile [key, key + n), strip by strip of R rows: P of a strip is written for
@@ -81,14 +97,8 @@ SDPA_INLINE void softmax_strips(const Params& p, const Operands& x, const Task& 
     if (strip_seen.begin >= strip_seen.end) continue;
     for (int r = strip * R; r < (strip + 1) * R && r < t.rows; ++r) {
       const Row row = row_of(p, t.hkv, t.row0 + r);
-      const Keys seen = visible_keys(p, row.iq);
-      const RowTile tile{
-          s.S + size_t(r) * s.lds,
-          strip_seen.begin / kKeys * kKeys / W,
-          round_up(strip_seen.end, kKeys) / W,
-          {seen.begin - key, seen.end - key < n ? seen.end - key : n},
-          masked ? mask_rows(row) : nullptr,
-      };
+      const RowTile tile = row_tile<kKeys>(p, strip_seen, key, n, row.iq, s.S + size_t(r) * s.lds,
+                                           masked ? mask_rows(row) : nullptr);
       s.alpha[r] = softmax_row(p, tile, s.state[r], P + size_t(r) * ldp);
     }
   }
