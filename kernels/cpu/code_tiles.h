@@ -37,16 +37,17 @@ SDPA_INLINE __mmask16 first_words(int n) {
   return __mmask16(n >= W ? 0xffff : (1u << (n < 0 ? 0 : n)) - 1);
 }
 
-// W rows of K, of `words` words -> codes [words][W]
-SDPA_INLINE void turn_words(const char* const (&rows)[W], int words, int32_t* codes) {
-  for (int w = 0; w < words; w += W) {
+// W rows of `words` words, row j at row(j) -> codes [words][W]
+template <class Row>
+SDPA_INLINE void turn_words(Row row, int words, int32_t* codes) {
+  float* to = reinterpret_cast<float*>(codes);
+  for (int w = 0; w < words; w += W, to += W * W) {
     const __mmask16 there = first_words(words - w);
     Vec r[W];
 #pragma GCC unroll 16
     for (int j = 0; j < W; ++j)
-      r[j] = bits_as<Vec>(_mm512_maskz_loadu_epi32(there, rows[j] + w * 4));
+      r[j] = bits_as<Vec>(_mm512_maskz_loadu_epi32(there, row(j) + w * 4));
     transpose(r);
-    float* to = reinterpret_cast<float*>(codes) + w * W;
     if (words - w >= W) {
 #pragma GCC unroll 16
       for (int l = 0; l < W; ++l) store(to + l * W, r[l]);
@@ -57,11 +58,14 @@ SDPA_INLINE void turn_words(const char* const (&rows)[W], int words, int32_t* co
 }
 
 // K [2 W, words] -> codes [2][words][W], those of the last key again for keys from n on.
-inline void pack_k_codes(Words K, int n, int words, int32_t* codes) {
+SDPA_NOINLINE inline void pack_k_codes(Words K, int n, int words, int32_t* codes) {
+  const int64_t step = K.step, four = 4 * step;
   for (int key = 0; key < 2 * W; key += W, codes += words * W) {
-    const char* rows[W];
-    for (int j = 0; j < W; ++j) rows[j] = K.from(key + j < n ? key + j : n - 1).at;
-    turn_words(rows, words, codes);
+    const char* at = K.from(key).at;
+    if (n - key >= W)
+      turn_words([&](int j) { return at + j / 4 * four + j % 4 * step; }, words, codes);
+    else
+      turn_words([&](int j) { return K.from(key + j < n ? key + j : n - 1).at; }, words, codes);
   }
 }
 
@@ -89,7 +93,7 @@ SDPA_INLINE void part_groups(__m512i (&x)[4]) {
 // W words of the rows of V, of which `words` are there -> codes [4][quads][W]: zeros for other words, and for keys from n on
 // those of the last. Each of the `groups` groups among the columns of the words has vectors of its own.
 template <int groups>
-void pack_v_codes(Words V, int n, int words, int quads, int32_t* codes) {
+SDPA_NOINLINE void pack_v_codes(Words V, int n, int words, int quads, int32_t* codes) {
   const __mmask16 there = first_words(words);
   const auto pack = [&](const char* const(&rows)[4], int32_t* to) {
     __m512i x[4];
@@ -197,14 +201,15 @@ SDPA_INLINE void clear(__m512i (&acc)[R][2]) {
 }
 
 // acc [R][2] += A [R, lda] * two vectors of codes, a word of each lane after the other and of each kHalf pairs: A at
-// [word * kWord + pair * kPair]. Meanwhile up to two lines a word of what comes next are fetched.
+// [word * kWord + pair * kPair]. Meanwhile lines of what comes next are fetched, as many as a tile of the same size
+// has.
 template <int bits, int R, int kRow, int kWord, int kPair, bool two_of_byte>
 SDPA_INLINE void multiply_codes(const int32_t* A, const int32_t* codes, size_t step, int words,
                                 Piece& ahead, __m512i (&acc)[R][2]) {
   using C = Codes<bits>;
   constexpr int kPairs = two_of_byte ? 2 : C::kHalf;
   for (int k = 0; k < words; ++k) {
-    ahead.fetch_two();
+    ahead.fetch<two_of_byte ? 1 : 2>();
     Vec x = load(reinterpret_cast<const float*>(codes) + size_t(k) * W);
     hold(x);
     Vec y = x;

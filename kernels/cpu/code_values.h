@@ -24,6 +24,7 @@ struct CodeValues : CodeWeights<T, bits> {
         for (int strip = 0; strip < strips; ++strip)
           group_values(strip, g, key, n, masked, i * vectors_of_group, vectors_of_group, w, quads,
                        part);
+      while (part.n > 0) part.template fetch<1>();  // K has more of them than V had products
     }
   }
 
@@ -46,8 +47,8 @@ struct CodeValues : CodeWeights<T, bits> {
   }
 
   // O of a strip and two vectors of columns
-  SDPA_INLINE void add_values(int strip, int v, Keys blocks, const int32_t* codes, int quads,
-                              const float (&step)[R], Piece& ahead) {
+  SDPA_NOINLINE void add_values(int strip, int v, Keys blocks, const int32_t* codes, int quads,
+                                const float (&step)[R], Piece& ahead) {
     __m512i acc[R][2];
     clear(acc);
     for (int block = blocks.begin; block < blocks.end; ++block)

@@ -14,10 +14,10 @@ struct CodeWeights : CodeTask<T, bits> {
   static constexpr int kPairs = kQuadKeys / 2;  // of a block of kQuadKeys keys
 
   const int most;        // the integer of the largest P of a row and tile
-  const float log_most;  // its logarithm
+  const float log_most;  // its logarithm to base 2
 
   CodeWeights(const Params& p, const Operands& x, const Task& t, void* scratch)
-      : Base(p, x, t, scratch), most(most_of(t.bk)), log_most(__builtin_logf(float(most))) {}
+      : Base(p, x, t, scratch), most(most_of(t.bk)), log_most(__builtin_log2f(float(most))) {}
 
   // m, l and alpha, and S = P / step, of the tile [key, key + n)
   void softmax(int key, int n, bool masked) {
@@ -65,7 +65,7 @@ struct CodeWeights : CodeTask<T, bits> {
 
   // Pi of a strip and group g, [block][R][kPairs], and the part of O that is the same in all columns of the group
   template <bool masked>
-  void round_weights(int strip, int g, Keys blocks) {
+  SDPA_NOINLINE void round_weights(int strip, int g, Keys blocks) {
     const float* const scales = s.scales + size_t(g) * s.keys;
     const float* const middles = s.biases + size_t(g) * s.keys;
     const float top = s.top[g];
@@ -128,17 +128,20 @@ struct CodeWeights : CodeTask<T, bits> {
       vectors = {tile.begin, tile.end};
       top[r] = largest_scores(p, tile, factor[r]);
     }
+    constexpr float kLog2e = 1.44269504f;
     const Vec largest = fold_rows<Larger>(top), m = load(s.m + row0);
     const Vec new_m = select(largest > m, largest, m), nothing = splat(-kInf);
     const Vec from = select(new_m == nothing, Vec{}, new_m);  // -inf - -inf would be NaN
-    store(base, select(largest == nothing, Vec{}, largest) - log_most);
-    for (int r = 0; r < rows; ++r)
+    store(base, select(largest == nothing, Vec{}, largest) * kLog2e - log_most);
+    for (int r = 0; r < rows; ++r) {
+      const float by = factor[r] * kLog2e, less = base[r];
       for (int v = vectors.begin; v < vectors.end; ++v) {
         float* at = S + r * lds + v * W;
-        const Vec e = exp_up_to_88<true>(load(at) * factor[r] - base[r]);
+        const Vec e = exp2_up_to_127(load(at) * by - less);
         store(at, e);
         total[r] += e;
       }
+    }
     const Vec alpha = exp_up_to_88(m - from);
     const Vec step = exp_up_to_88(largest - from) * (1.f / float(most));
     store_rows(s.l + row0, load(s.l + row0) * alpha + fold_rows<Plus>(total) * step);

@@ -38,6 +38,22 @@ SDPA_INLINE Vec exp_up_to_88(Vec x) {
   return p * bits_as<Vec>(exponent);
 }
 
+#if defined(__AVX512F__)
+// 2^x for x <= 127, relative error below 3e-6; 0 for x <= -150; NaN stays NaN. In fewer instructions than exp above.
+SDPA_INLINE Vec exp2_up_to_127(Vec x) {
+  const __m512 a = bits_as<__m512>(max_keep(splat(-150.f), x));
+  const __m512 n = _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vec r = bits_as<Vec>(_mm512_sub_ps(a, n));
+  // The brief polynomial of exp in r ln 2.
+  Vec p = splat(9.58280868e-3f);
+  p = p * r + 5.59066078e-2f;
+  p = p * r + 2.40241032e-1f;
+  p = p * r + 6.93124163e-1f;
+  p = p * r + 1.f;
+  return bits_as<Vec>(_mm512_scalef_ps(bits_as<__m512>(p), n));
+}
+#endif
+
 // The same, and a finite number above 88.
 SDPA_INLINE Vec exp(Vec x) { return exp_up_to_88(min_keep(splat(88.f), x)); }
 

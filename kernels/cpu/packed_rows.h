@@ -54,13 +54,14 @@ struct Piece {
     return {at + begin * kLine, end - begin};
   }
 
-  // The next two lines.
-  SDPA_INLINE void fetch_two() {
+  // The next N lines.
+  template <int N>
+  SDPA_INLINE void fetch() {
     if (n <= 0) return;
-    __builtin_prefetch(at, 0, 3);
-    __builtin_prefetch(at + kLine, 0, 3);
-    at += 2 * kLine;
-    n -= 2;
+#pragma GCC unroll 2
+    for (int i = 0; i < N; ++i) __builtin_prefetch(at + i * kLine, 0, 3);
+    at += N * kLine;
+    n -= N;
   }
 };
 

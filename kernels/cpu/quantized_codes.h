@@ -71,7 +71,7 @@ struct QuantizedCodes : CodeValues<T, bits> {
   }
 
   // S of a strip and 2 W keys
-  void strip_scores(int strip, int at, Piece& ahead) {
+  SDPA_NOINLINE void strip_scores(int strip, int at, Piece& ahead) {
     const int words = x.group_size / C::kPerWord;
     for (int g = 0; g < s.groups_k; ++g) {
       __m512i acc[R][2];

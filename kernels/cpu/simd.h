@@ -20,6 +20,8 @@
 #endif
 
 #define SDPA_INLINE inline __attribute__((always_inline))
+// For loops that keep all vector registers busy: inlined in a larger function, GCC 12 spills some of them.
+#define SDPA_NOINLINE __attribute__((noinline))
 
 namespace sdpa::cpu::SDPA_ISA {
 
