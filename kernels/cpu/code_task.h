@@ -23,34 +23,30 @@ constexpr float kLeast = 1e-33f;
 struct CodesScratch {
   static constexpr int R = 8;  // rows of a strip
 
-  int32_t *Q, *P, *codes;  // P of one strip and group; codes of 2 W keys of K, or of a block of V
+  int32_t *Q, *P, *codes;  // P of one strip and group; codes of 2 W keys of K
   float *q_step, *q_sum;   // [rows / R, groups of K, R]
   float *scales, *biases;  // [groups of K or V, keys] of the tile
   float *S, *O, *top, *bias, *tmp;
   float *m, *l, *alpha, *step;  // [rows]: of the online softmax, and what 1 stands for in Pi
   float* shared;  // [rows, groups of V, W]: what the columns of a group of O share, to be added up
   uint32_t* copies;
-  int groups_k, groups_v, words_k, words_v, keys, columns, lds, ldo;
-  int block;  // words of V that are unpacked at a time: W, or those of a group
+  int groups_k, groups_v, words_k, words_v, keys, lds, ldo;
   size_t bytes;
 
   CodesScratch(const Params& p, const Operands& x, int bq, int bk, void* base) {
-    const int rows = round_up(bq, R), per_word = 32 / x.bits, group_words = x.group_size / per_word;
+    const int rows = round_up(bq, R), per_word = 32 / x.bits;
     groups_k = p.D / x.group_size;
     groups_v = p.Dv / x.group_size;
     words_k = p.D / per_word;
     words_v = p.Dv / per_word;
-    block = group_words > W ? group_words : W;
-    keys = round_up(bk, kQuadKeys);
-    columns = round_up(words_v, block) * per_word;
+    keys = round_up(bk, kPairKeys);
     lds = leading<float>(keys);
-    ldo = leading<float>(columns);
+    ldo = leading<float>(p.Dv);
     const size_t groups = size_t(groups_k > groups_v ? groups_k : groups_v);
-    const size_t k_codes = size_t(2 * W) * words_k, v_codes = size_t(keys) * block;
     Scratch scratch(base);
     Q = scratch.take<int32_t>(size_t(rows) * p.D / 2);
     P = scratch.take<int32_t>(size_t(R) * keys / 2);
-    codes = scratch.take<int32_t>(k_codes > v_codes ? k_codes : v_codes);
+    codes = scratch.take<int32_t>(size_t(2 * W) * words_k);
     q_step = scratch.take(rows * groups);
     q_sum = scratch.take(rows * groups);
     scales = scratch.take(groups * keys);
@@ -62,7 +58,7 @@ struct CodesScratch {
     top = scratch.take(groups);
     bias = scratch.take(keys);
     tmp = scratch.take(W * groups > size_t(ldo) + p.D ? W * groups : size_t(ldo) + p.D);
-    copies = scratch.take<uint32_t>(size_t(bk) * (words_k > words_v ? words_k : words_v));
+    copies = scratch.take<uint32_t>(size_t(keys) * (words_k > words_v ? words_k : words_v));
     bytes = scratch.bytes();
   }
 };
@@ -91,7 +87,7 @@ struct CodeTask {
     for (int r = 0; r < strips * R; ++r) {
       float* o = s.O + size_t(r) * s.ldo;
       State state{-kInf, 0.f};
-      for (int d = 0; d < s.columns; d += W) store(o + d, Vec{});
+      for (int d = 0; d < p.Dv; d += W) store(o + d, Vec{});
       for (int i = 0; i < s.groups_v; ++i)
         store(s.shared + (size_t(r) * s.groups_v + i) * W, Vec{});
       for (int d = 0; d < p.D; d += W) store(q + d, Vec{});
@@ -155,13 +151,12 @@ struct CodeTask {
     }
   }
 
-  // f(vector of O, group, columns of V in its lanes), of all that belong to a group
+  // f(vector of O, group, columns of V in its lanes)
   template <int groups, class F>
   SDPA_INLINE void for_vectors(F f) const {
-    for (int v = 0; v < s.columns / W; ++v) {
-      const IVec columns = columns_of<bits>(v, groups);
-      const int g = columns[0] / x.group_size;
-      if (g < s.groups_v) f(v, g, bits_as<__m512i>(columns));
+    for (int v = 0; v < p.Dv / W; ++v) {
+      const IVec columns = Columns<bits, groups>::of(v);
+      f(v, columns[0] / x.group_size, bits_as<__m512i>(columns));
     }
   }
 

@@ -1,8 +1,8 @@
-// Tiles of the codes of a quantized cache, in the words of 32 bits that they come in, and their products with Q and P in
-// 16 bits: a shift and a mask take two codes out of a word as integers of 16 bits, and 32 products are an instruction.
+// Products of the codes of a quantized cache with Q and P in 16 bits, in the words of 32 bits that codes come in: a shift and
+// a mask take two codes out of a word as integers of 16 bits, and 32 products are an instruction.
 //
-//   K [2][word][W]          lane l: a word of key l
-//   V [vector][quad][W]     lane l: a byte of each of four keys, of which one code or two are columns of V
+//   K   transposed, [2][word][W]: two codes of a key in lane l
+//   V   as it lies: the halves of words of two keys side by side, so that a lane has a column of both
 #pragma once
 
 #include "kernels/cpu/packed_rows.h"
@@ -14,7 +14,7 @@ static_assert(W == 16);
 
 template <int bits>
 struct Codes {
-  static constexpr int kPerWord = 32 / bits, kHalf = kPerWord / 2, kPerByte = 8 / bits;
+  static constexpr int kPerWord = 32 / bits, kHalf = kPerWord / 2;
   static constexpr int kBlockColumns = W * kPerWord;  // columns of V in W words
   static constexpr int kMask = bits == 8 ? 0x00ff00ff : 0x000f000f;
   static constexpr float kCenter = bits == 8 ? 127.5f : 7.5f;
@@ -23,14 +23,15 @@ struct Codes {
   static constexpr int first_of(int pair) { return pair / kHalf * kPerWord + pair % kHalf; }
   static constexpr int second_of(int pair) { return first_of(pair) + kHalf; }
 
-  // Codes i and i + kHalf of each word
-  static SDPA_INLINE __m512i pair_of(Vec words, int i) {
-    return bits_as<__m512i>(bits_as<UVec>(words) >> (i * bits) & kMask);
+  // The codes at bit `shift` of each half of a word
+  template <class Shift>
+  static SDPA_INLINE __m512i pair_of(UVec words, Shift shift) {
+    return bits_as<__m512i>(words >> shift & kMask);
   }
 };
 
-// Keys of V are taken kQuads at a time, and key l with l + W, l + 2 W and l + 3 W.
-constexpr int kQuadKeys = 4 * W;
+// Keys of V are taken so many at a time, key l with key l + W.
+constexpr int kPairKeys = 2 * W;
 
 // The first n (n < 0: none) of W words
 SDPA_INLINE __mmask16 first_words(int n) {
@@ -69,76 +70,33 @@ SDPA_NOINLINE inline void pack_k_codes(Words K, int n, int words, int32_t* codes
   }
 }
 
-// Of four vectors whose pieces of 16 bytes belong to `groups` groups in turn: 4 / groups vectors of each group.
-template <int groups>
-SDPA_INLINE void part_groups(__m512i (&x)[4]) {
-  const __m512i y[4] = {x[0], x[1], x[2], x[3]};
-  if constexpr (groups == 2) {
-    x[0] = _mm512_shuffle_i64x2(y[0], y[1], 0x44);
-    x[1] = _mm512_shuffle_i64x2(y[2], y[3], 0x44);
-    x[2] = _mm512_shuffle_i64x2(y[0], y[1], 0xee);
-    x[3] = _mm512_shuffle_i64x2(y[2], y[3], 0xee);
-  } else if constexpr (groups == 4) {
-    const __m512i even[2] = {_mm512_shuffle_i64x2(y[0], y[1], 0x88),
-                             _mm512_shuffle_i64x2(y[2], y[3], 0x88)};
-    const __m512i odd[2] = {_mm512_shuffle_i64x2(y[0], y[1], 0xdd),
-                            _mm512_shuffle_i64x2(y[2], y[3], 0xdd)};
-    x[0] = _mm512_shuffle_i64x2(even[0], even[1], 0x88);
-    x[1] = _mm512_shuffle_i64x2(odd[0], odd[1], 0x88);
-    x[2] = _mm512_shuffle_i64x2(even[0], even[1], 0xdd);
-    x[3] = _mm512_shuffle_i64x2(odd[0], odd[1], 0xdd);
-  }
-}
+// How O has the columns of V: kVectors vectors have those of W / groups words, which are of one group. Halves of words of two
+// keys take turns, those of the first two words of four in one vector, of the others in another; of such a vector kOfHalf of O
+// have `groups` codes each, one in each part of the lanes.
+template <int bits, int groups>
+struct Columns {
+  using C = Codes<bits>;
+  static constexpr int kWords = W / groups, kVectors = C::kPerWord / groups;
+  static constexpr int kOfHalf = C::kHalf / groups;
 
-// W words of the rows of V, of which `words` are there -> codes [4][quads][W]: zeros for other words, and for keys from n on
-// those of the last. Each of the `groups` groups among the columns of the words has vectors of its own.
-template <int groups>
-SDPA_NOINLINE void pack_v_codes(Words V, int n, int words, int quads, int32_t* codes) {
-  const __mmask16 there = first_words(words);
-  const auto pack = [&](const char* const(&rows)[4], int32_t* to) {
-    __m512i x[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) x[i] = _mm512_maskz_loadu_epi32(there, rows[i]);
-    const __m512i a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
-    const __m512i c = _mm512_unpacklo_epi8(x[2], x[3]), d = _mm512_unpackhi_epi8(x[2], x[3]);
-    x[0] = _mm512_unpacklo_epi16(a, c);
-    x[1] = _mm512_unpackhi_epi16(a, c);
-    x[2] = _mm512_unpacklo_epi16(b, d);
-    x[3] = _mm512_unpackhi_epi16(b, d);
-    part_groups<groups>(x);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) _mm512_storeu_si512(to + size_t(i) * quads * W, x[i]);
-  };
-  for (int key = 0; key < n; key += kQuadKeys, codes += W * W) {
-    const char* rows[4];
-    if (n - key >= kQuadKeys) {
-      for (int i = 0; i < 4; ++i) rows[i] = V.from(key + i * W).at;
-      for (int quad = 0; quad < W; ++quad) {
-        pack(rows, codes + quad * W);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) rows[i] += V.step;
-      }
-    } else {
-      for (int quad = 0; quad < W; ++quad) {
-        for (int i = 0; i < 4; ++i) {
-          const int at = key + i * W + quad;
-          rows[i] = V.from(at < n ? at : n - 1).at;
-        }
-        pack(rows, codes + quad * W);
-      }
-    }
-  }
-}
+  static SDPA_INLINE IVec code_of_lane() { return iota() / kWords; }  // in the first of kOfHalf
 
-// The columns of V in the lanes of a vector of O.
-template <int bits>
-SDPA_INLINE IVec columns_of(int vector, int groups) {
-  constexpr int kPerByte = Codes<bits>::kPerByte;
-  const int block = vector / (4 * kPerByte), i = vector / kPerByte % 4, run = 4 / groups;
-  const IVec lane = iota(), piece = lane / 4;
-  const IVec word = i / run * run * 4 + piece % run * 4 + i % run * groups + piece / run;
-  return ((block * W + word) * 4 + lane % 4) * kPerByte + vector % kPerByte;
-}
+  // Columns of V in the lanes of a vector of O.
+  static SDPA_INLINE IVec of(int vector) {
+    const int i = vector % kVectors;
+    const IVec lane = iota() % kWords;
+    const IVec word = vector / kVectors * kWords + lane / 4 * 4 + i / kOfHalf * 2 + lane % 4 / 2;
+    return word * C::kPerWord + lane % 2 * C::kHalf + i % kOfHalf * groups + code_of_lane();
+  }
+
+  // The words of a row that a vector has, `groups` times.
+  static SDPA_INLINE __m512i load_words(const char* at) {
+    if constexpr (groups == 1) return _mm512_loadu_si512(at);
+    if constexpr (groups == 2)
+      return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  }
+};
 
 // W rows of G values -> [G][ld]
 template <typename E>
@@ -166,11 +124,11 @@ SDPA_INLINE void spread_groups(const E* from, int G, int ld, float* to) {
   }
 }
 
-// Scales or biases [n, G] -> [G][ld], keys up to the next multiple of kQuadKeys as zeros. tmp [W, G]
+// Scales or biases [n, G] -> [G][ld], keys up to the next multiple of kPairKeys as zeros. tmp [W, G]
 template <typename T>
 void pack_groups(const T* at, const Strides& s, int n, int G, int ld, float* to, float* tmp) {
   const bool dense = s.col == 1 && s.row == G;
-  for (int key = 0; key < round_up(n, kQuadKeys); key += W, at += W * s.row, to += W) {
+  for (int key = 0; key < round_up(n, kPairKeys); key += W, at += W * s.row, to += W) {
     const int present = n - key < W ? n - key : W;
     if (dense && present == W) {
       spread_groups(at, G, ld, to);
@@ -200,33 +158,54 @@ SDPA_INLINE void clear(__m512i (&acc)[R][2]) {
   for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_si512();
 }
 
-// acc [R][2] += A [R, lda] * two vectors of codes, a word of each lane after the other and of each kHalf pairs: A at
-// [word * kWord + pair * kPair]. Meanwhile lines of what comes next are fetched, as many as a tile of the same size
-// has.
-template <int bits, int R, int kRow, int kWord, int kPair, bool two_of_byte>
-SDPA_INLINE void multiply_codes(const int32_t* A, const int32_t* codes, size_t step, int words,
-                                Piece& ahead, __m512i (&acc)[R][2]) {
+// acc [R][2] += Q [pair][R] * two vectors of keys of K, `step` apart. Meanwhile lines of V are fetched, as many as the keys
+// have where D = Dv.
+template <int bits, int R>
+SDPA_INLINE void multiply_keys(const int32_t* Q, const int32_t* codes, size_t step, int words,
+                               Piece& ahead, __m512i (&acc)[R][2]) {
   using C = Codes<bits>;
-  constexpr int kPairs = two_of_byte ? 2 : C::kHalf;
-  for (int k = 0; k < words; ++k) {
-    ahead.fetch<two_of_byte ? 1 : 2>();
-    Vec x = load(reinterpret_cast<const float*>(codes) + size_t(k) * W);
+  const float* at = reinterpret_cast<const float*>(codes);
+  for (int w = 0; w < words; ++w, at += W) {
+    ahead.fetch<2>();
+    Vec x = load(at), y = load(at + step);
     hold(x);
-    Vec y = x;
-    if constexpr (!two_of_byte) {
-      y = load(reinterpret_cast<const float*>(codes) + step + size_t(k) * W);
-      hold(y);
-    }
+    hold(y);
 #pragma GCC unroll 4
-    for (int i = 0; i < kPairs; ++i) {
-      const __m512i b[2] = {C::pair_of(x, two_of_byte ? 2 * i : i),
-                            C::pair_of(y, two_of_byte ? 2 * i + 1 : i)};
+    for (int i = 0; i < C::kHalf; ++i, Q += R) {
+      const __m512i b[2] = {C::pair_of(bits_as<UVec>(x), i * bits),
+                            C::pair_of(bits_as<UVec>(y), i * bits)};
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const __m512i a = _mm512_set1_epi32(A[r * kRow + k * kWord + i * kPair]);
+        const __m512i a = _mm512_set1_epi32(Q[r]);
         acc[r][0] = add_products(acc[r][0], a, b[0]);
         acc[r][1] = add_products(acc[r][1], a, b[1]);
       }
+    }
+  }
+}
+
+// acc [R][2] += P [R][W pairs] * two vectors of columns of kPairKeys keys of V, whose codes are at bit `shift` of the halves of
+// words: of the first two of four, or of the `upper` two, or one vector of each. Meanwhile lines of the next K are fetched.
+template <int bits, int groups, bool upper, int R>
+SDPA_INLINE void multiply_values(const int32_t* P, Words V, IVec shift, Piece& ahead,
+                                 __m512i (&acc)[R][2]) {
+  using C = Codes<bits>;
+  using Place = Columns<bits, groups>;
+  constexpr bool both = Place::kOfHalf == 1;
+  const UVec first = bits_as<UVec>(shift), second = both ? first : first + groups * bits;
+  const char *at = V.at, *other = V.from(W).at;
+  for (int k = 0; k < W; ++k, at += V.step, other += V.step) {
+    if (bits == 8 || k % 2 == 0) ahead.fetch<1>();
+    const __m512i a = Place::load_words(at), b = Place::load_words(other);
+    const UVec low = bits_as<UVec>(_mm512_unpacklo_epi16(a, b));
+    const UVec high = bits_as<UVec>(_mm512_unpackhi_epi16(a, b));
+    const UVec x = upper ? high : low, y = both ? high : x;
+    const __m512i pairs[2] = {C::pair_of(x, first), C::pair_of(y, second)};
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m512i p = _mm512_set1_epi32(P[r * W + k]);
+      acc[r][0] = add_products(acc[r][0], p, pairs[0]);
+      acc[r][1] = add_products(acc[r][1], p, pairs[1]);
     }
   }
 }

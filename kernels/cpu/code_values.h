@@ -10,56 +10,66 @@ struct CodeValues : CodeWeights<T, bits> {
   using Base = CodeWeights<T, bits>;
   using C = Codes<bits>;
   using Base::Base;
-  using Base::p, Base::s, Base::strips, Base::R, Base::kPairs;
+  using Base::p, Base::x, Base::s, Base::strips, Base::R;
 
   template <int groups>
   void values(Words v, int key, int n, bool masked, Piece ahead) {
-    const int vectors_of_group = 4 * s.block / W / groups, quads = round_up(n, kQuadKeys) / 4;
-    for (int w = 0, g = 0; w < s.words_v; w += s.block) {
-      for (int i = 0; i < s.block; i += W)
-        pack_v_codes<groups>(v.from_word(w + i), n, s.words_v - w - i, quads,
-                             s.codes + size_t(i) * 4 * quads);
-      Piece part = ahead.part(w / s.block, (s.words_v + s.block - 1) / s.block);
-      for (int i = 0; i < groups && g < s.groups_v; ++i, ++g)
-        for (int strip = 0; strip < strips; ++strip)
-          group_values(strip, g, key, n, masked, i * vectors_of_group, vectors_of_group, w, quads,
-                       part);
-      while (part.n > 0) part.template fetch<1>();  // K has more of them than V had products
+    using Place = Columns<bits, groups>;
+    const Words tail = last_block(v, n);
+    const int last = (n - 1) / kPairKeys;
+    const int words = x.group_size / C::kPerWord;
+    for (int g = 0; g < s.groups_v; ++g) {
+      Piece part = ahead.part(g, s.groups_v);
+      for (int strip = 0; strip < strips; ++strip) {
+        const Keys blocks = this->blocks_seen(strip, key, n);
+        if (blocks.begin >= blocks.end) continue;
+        if (masked || this->hides(strip, key, n, blocks))
+          this->template round_weights<true>(strip, g, blocks);
+        else
+          this->template round_weights<false>(strip, g, blocks);
+        for (int w = g * words; w < (g + 1) * words; w += Place::kWords)
+          for (int i = 0; i < Place::kVectors; i += 2) {
+            const int vector = w / Place::kWords * Place::kVectors + i;
+            const bool upper = i >= Place::kOfHalf && Place::kOfHalf > 1;
+            const auto add = upper ? &CodeValues::add_values<groups, true>
+                                   : &CodeValues::add_values<groups, false>;
+            (this->*add)(strip, g, vector, blocks, last, v.from_word(w), tail.from_word(w), part);
+          }
+      }
+      while (part.n > 0) part.template fetch<1>();  // K can have more of them
     }
   }
 
  private:
-  // Of a strip and group g, which has vectors [first, first + all) of the codes of words [w, w + s.block).
-  void group_values(int strip, int g, int key, int n, bool masked, int first, int all, int w,
-                    int quads, Piece& ahead) {
-    const Keys blocks = this->blocks_seen(strip, key, n);
-    if (blocks.begin >= blocks.end) return;
-    if (masked || this->hides(strip, key, n, blocks))
-      this->template round_weights<true>(strip, g, blocks);
-    else
-      this->template round_weights<false>(strip, g, blocks);
-    float step[R];
-    for (int r = 0; r < R; ++r) step[r] = s.step[strip * R + r] * s.top[g];
-    constexpr int kAtOnce = 2 / C::kPerByte;
-    for (int i = first; i < first + all; i += kAtOnce)
-      add_values(strip, (w / W * 4 + i) * C::kPerByte, blocks, s.codes + size_t(i) * quads * W,
-                 quads, step, ahead);
+  // The last block of kPairKeys keys: copied where it is not whole, as the rest of it may be nobody's memory.
+  Words last_block(Words v, int n) const {
+    const int begin = (n - 1) / kPairKeys * kPairKeys;
+    const Words block = v.from(begin);
+    if (n % kPairKeys == 0 || v.at == reinterpret_cast<const char*>(s.copies)) return block;
+    for (int j = begin; j < n; ++j)
+      __builtin_memcpy(s.copies + size_t(j - begin) * s.words_v, v.from(j).at, s.words_v * 4);
+    return {reinterpret_cast<const char*>(s.copies), s.words_v * 4};
   }
 
-  // O of a strip and two vectors of columns
-  SDPA_NOINLINE void add_values(int strip, int v, Keys blocks, const int32_t* codes, int quads,
-                                const float (&step)[R], Piece& ahead) {
+  // O of a strip and two vectors of columns, of group g
+  template <int groups, bool upper>
+  SDPA_NOINLINE void add_values(int strip, int g, int vector, Keys blocks, int last, Words v,
+                                Words tail, Piece& ahead) {
+    using Place = Columns<bits, groups>;
+    const int variant = vector % Place::kOfHalf;
+    const IVec shift = (variant * groups + Place::code_of_lane()) * bits;
     __m512i acc[R][2];
     clear(acc);
     for (int block = blocks.begin; block < blocks.end; ++block)
-      multiply_codes<bits, R, kPairs, 1, W, bits == 4>(
-          s.P + block * R * kPairs, codes + block * W * W, size_t(quads) * W, W, ahead, acc);
-    const float* const alpha = s.alpha + strip * R;
-    float* o = s.O + size_t(strip) * R * s.ldo + v * W;
+      multiply_values<bits, groups, upper, R>(
+          s.P + block * R * W, block != last ? v.from(block * kPairKeys) : tail, shift, ahead, acc);
+    const float *const alpha = s.alpha + strip * R, *const step = s.step + strip * R;
+    const float top = s.top[g];
+    float* o = s.O + size_t(strip) * R * s.ldo + vector * W;
     const int ldo = s.ldo;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r, o += ldo) {
-      const Vec keep = splat(alpha[r]), by = splat(step[r]);
+      const Vec keep = splat(alpha[r]), by = splat(step[r] * top);
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i)
         store(o + i * W, load(o + i * W) * keep + bits_as<Vec>(_mm512_cvtepi32_ps(acc[r][i])) * by);

@@ -11,7 +11,6 @@ struct CodeWeights : CodeTask<T, bits> {
   using Base = CodeTask<T, bits>;
   using C = Codes<bits>;
   using Base::p, Base::x, Base::t, Base::s, Base::strips, Base::R;
-  static constexpr int kPairs = kQuadKeys / 2;  // of a block of kQuadKeys keys
 
   const int most;        // the integer of the largest P of a row and tile
   const float log_most;  // its logarithm to base 2
@@ -30,7 +29,7 @@ struct CodeWeights : CodeTask<T, bits> {
 
   // Scales of V by the largest finite one of their group, by size, and biases as if all codes were in the middle
   void level_groups(int n) {
-    const int all = round_up(n, kQuadKeys);
+    const int all = round_up(n, kPairKeys);
     for (int g = 0; g < s.groups_v; ++g) {
       float *const scales = s.scales + size_t(g) * s.keys, *const biases =
                                                                s.biases + size_t(g) * s.keys;
@@ -49,21 +48,21 @@ struct CodeWeights : CodeTask<T, bits> {
     }
   }
 
-  // The blocks of kQuadKeys keys of the tile that a strip sees
+  // The blocks of kPairKeys keys of the tile that a strip sees
   Keys blocks_seen(int strip, int key, int n) const {
     const Keys seen = this->strip_keys(strip, key, n);
-    return {seen.begin / kQuadKeys, round_up(seen.end, kQuadKeys) / kQuadKeys};
+    return {seen.begin / kPairKeys, round_up(seen.end, kPairKeys) / kPairKeys};
   }
 
   // Some key of the blocks is hidden from some row of the strip.
   bool hides(int strip, int key, int n, Keys blocks) const {
-    const int first = t.row0 + strip * R, end = blocks.end * kQuadKeys;
+    const int first = t.row0 + strip * R, end = blocks.end * kPairKeys;
     const int last = t.row0 + ((strip + 1) * R < t.rows ? (strip + 1) * R : t.rows) - 1;
-    return visible_keys(p, last / p.group).begin > key + blocks.begin * kQuadKeys ||
+    return visible_keys(p, last / p.group).begin > key + blocks.begin * kPairKeys ||
            visible_keys(p, first / p.group).end < key + (end < n ? end : n);
   }
 
-  // Pi of a strip and group g, [block][R][kPairs], and the part of O that is the same in all columns of the group
+  // Pi of a strip and group g, [block][R][W pairs], and the part of O that is the same in all columns of the group
   template <bool masked>
   SDPA_NOINLINE void round_weights(int strip, int g, Keys blocks) {
     const float* const scales = s.scales + size_t(g) * s.keys;
@@ -71,21 +70,21 @@ struct CodeWeights : CodeTask<T, bits> {
     const float top = s.top[g];
     for (int r = 0; r < R; ++r) {
       const int row = strip * R + r;
-      int32_t* const Pi = s.P + r * kPairs;
+      int32_t* const Pi = s.P + r * W;
       if (row >= t.rows) {
         for (int block = blocks.begin; block < blocks.end; ++block)
-          for (int k = 0; k < kPairs; ++k) Pi[block * R * kPairs + k] = 0;
+          _mm512_storeu_si512(Pi + block * R * W, _mm512_setzero_si512());
         continue;
       }
       const float* P = s.S + size_t(row) * s.lds;
-      // Several of each: a block would wait for the one before.
-      Vec sums[4] = {};
-      __m512i counts[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+      // Two of each: a block would wait for the one before.
+      Vec sums[2] = {};
+      __m512i count = _mm512_setzero_si512();
       for (int block = blocks.begin; block < blocks.end; ++block) {
-        __m512i rounded[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          const int at = block * kQuadKeys + i * W;
+        __m512i rounded[2];
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          const int at = block * kPairKeys + i * W;
           const Vec weight = load(P + at);
           Vec scale = load(scales + at), middle = load(middles + at);
           if constexpr (masked) {
@@ -95,19 +94,15 @@ struct CodeWeights : CodeTask<T, bits> {
           sums[i] += weight * middle;
           rounded[i] = _mm512_cvtps_epi32(bits_as<__m512>(weight * scale));
         }
-#pragma GCC unroll 2
-        for (int i = 0; i < 2; ++i) {
-          const __m512i pairs = _mm512_mask_blend_epi16(0xaaaaaaaa, rounded[i],
-                                                        _mm512_slli_epi32(rounded[i + 2], 16));
-          counts[i] = add_products(counts[i], pairs, _mm512_set1_epi16(1));
-          _mm512_storeu_si512(Pi + block * R * kPairs + i * W, pairs);
-        }
+        const __m512i pairs =
+            _mm512_mask_blend_epi16(0xaaaaaaaa, rounded[0], _mm512_slli_epi32(rounded[1], 16));
+        count = add_products(count, pairs, _mm512_set1_epi16(1));
+        _mm512_storeu_si512(Pi + block * R * W, pairs);
       }
       // What rounding took or gave meets the code in the middle: `middles` has all of P @ V of such codes.
       float* shared = s.shared + (size_t(row) * s.groups_v + g) * W;
-      const Vec all = sums[0] + sums[1] + (sums[2] + sums[3]);
-      const Vec given = bits_as<Vec>(_mm512_cvtepi32_ps(_mm512_add_epi32(counts[0], counts[1]))) *
-                        (C::kCenter * top);
+      const Vec all = sums[0] + sums[1];
+      const Vec given = bits_as<Vec>(_mm512_cvtepi32_ps(count)) * (C::kCenter * top);
       store(shared, load(shared) * s.alpha[row] + (all - given) * s.step[row]);
     }
   }
@@ -123,7 +118,7 @@ struct CodeWeights : CodeTask<T, bits> {
     for (int r = 0; r < R; ++r) top[r] = splat(-kInf);
     for (int r = 0; r < rows; ++r) {
       const Row row = row_of(p, t.hkv, t.row0 + row0 + r);
-      const RowTile tile = row_tile<kQuadKeys>(p, strip_seen, key, n, row.iq, S + r * lds,
+      const RowTile tile = row_tile<kPairKeys>(p, strip_seen, key, n, row.iq, S + r * lds,
                                                mask_rows ? (*mask_rows)(row) : nullptr);
       vectors = {tile.begin, tile.end};
       top[r] = largest_scores(p, tile, factor[r]);

@@ -27,9 +27,10 @@ struct QuantizedCodes : CodeValues<T, bits> {
   using Base::p, Base::x, Base::t, Base::s, Base::strips, Base::R;
 
   void run() {
-    // Groups among the columns of a block of V.
+    // Groups among the columns of W words of V.
     const int groups = C::kBlockColumns / x.group_size;
-    if (groups >= 4) return attend<4>();
+    if constexpr (bits == 4)
+      if (groups >= 4) return attend<4>();
     if (groups == 2) return attend<2>();
     attend<1>();
   }
@@ -76,9 +77,8 @@ struct QuantizedCodes : CodeValues<T, bits> {
     for (int g = 0; g < s.groups_k; ++g) {
       __m512i acc[R][2];
       clear(acc);
-      multiply_codes<bits, R, 1, C::kHalf * R, R, false>(
-          s.Q + (size_t(strip) * s.words_k + g * words) * C::kHalf * R, s.codes + g * words * W,
-          size_t(s.words_k) * W, words, ahead, acc);
+      multiply_keys<bits>(s.Q + (size_t(strip) * s.words_k + g * words) * C::kHalf * R,
+                          s.codes + g * words * W, size_t(s.words_k) * W, words, ahead, acc);
       Vec scale[2], bias[2];
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
