@@ -48,6 +48,12 @@ void wait_awake([[maybe_unused]] F ready) {
 #endif
 }
 
+// A mutex that is taken for an instant only; to sleep until it is free would cost as much.
+void lock_awake(std::unique_lock<std::mutex>& lock) {
+  wait_awake([&] { return lock.try_lock(); });
+  if (!lock.owns_lock()) lock.lock();
+}
+
 }  // namespace
 
 int available_threads() {
@@ -112,22 +118,22 @@ void Pool::run(int64_t tasks, int threads, Call call, const void* work) {
           .work = work,
           .tasks = tasks,
           .places = int(std::min<int64_t>(threads, tasks)) - 1};
-  {
-    std::lock_guard lock(mutex_);
-    keep_off_callers_core();
-    job.link = jobs_;
-    jobs_ = &job;
-    posted_.fetch_add(1, std::memory_order_relaxed);
-  }
+  std::unique_lock lock(mutex_, std::defer_lock);
+  lock_awake(lock);
+  keep_off_callers_core();
+  job.link = jobs_;
+  jobs_ = &job;
+  posted_.fetch_add(1, std::memory_order_relaxed);
+  lock.unlock();
   wake_.notify_all();
   job.drain(0);
-  std::unique_lock lock(mutex_);
+  lock_awake(lock);
   Job** at = &jobs_;
   while (*at != &job) at = &(*at)->link;
   *at = job.link;  // nobody joins from here on
   lock.unlock();
   wait_awake([&] { return job.active.load(std::memory_order_relaxed) == 0; });
-  lock.lock();
+  lock_awake(lock);
   job.done.wait(lock, [&] { return job.active == 0; });
 }
 
@@ -135,22 +141,24 @@ void Pool::loop() {
   std::unique_lock lock(mutex_);
   for (;;) {
     Job* job = nullptr;
-    wake_.wait(lock, [&] {
+    const auto find = [&] {
       for (job = jobs_; job && job->places == 0;) job = job->link;
       return job != nullptr;
-    });
+    };
+    if (!find()) {
+      const unsigned before = posted_.load(std::memory_order_relaxed);
+      lock.unlock();
+      wait_awake([&] { return posted_.load(std::memory_order_relaxed) != before; });
+      lock_awake(lock);
+      wake_.wait(lock, find);
+    }
     const int worker = job->next_worker++;
     --job->places;
     ++job->active;
     lock.unlock();
     job->drain(worker);
-    lock.lock();
+    lock_awake(lock);
     if (--job->active == 0) job->done.notify_all();
-    if (jobs_) continue;
-    const unsigned before = posted_.load(std::memory_order_relaxed);
-    lock.unlock();
-    wait_awake([&] { return posted_.load(std::memory_order_relaxed) != before; });
-    lock.lock();
   }
 }
 
