@@ -1,6 +1,7 @@
 #include "src/plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "src/plan_cuda.h"
 #include "src/plan_gpu.h"
@@ -131,8 +132,13 @@ void plan_cpu(const Problem& p, const Device& device, Plan& out) {
   const int64_t parts =
       out.tile.kernel == Kernel::decode ? int64_t(device.threads) * kSplitsPerThread : wanted;
   int64_t splits = 1;
-  if (device.threads > 1 && units > 0 && units < wanted)
-    splits = std::clamp<int64_t>(out.chunk_keys / kMinSplitKeys, 1, ceil_div(parts, units));
+  if (device.threads > 1 && units > 0 && units < wanted) {
+    // A task over a quantized cache rounds Q first and reads its first tile unfetched: as few as give all threads the same.
+    const int64_t most = out.tile.kernel == Kernel::packed
+                             ? device.threads / std::gcd(int64_t(device.threads), units)
+                             : ceil_div(parts, units);
+    splits = std::clamp<int64_t>(out.chunk_keys / kMinSplitKeys, 1, most);
+  }
   out.split_keys = int(ceil_div(out.chunk_keys, splits));
   out.splits = int(ceil_div(out.chunk_keys, out.split_keys));
   out.tasks = units * out.splits;
