@@ -43,7 +43,7 @@ FAULTS = [
     Fault("a NaN's exponent as a signed number", MEMORY, "kernels/cpu/math.h", "UVec exponent = (bits_as<UVec>(shifted) + 127)", "IVec exponent = (bits_as<IVec>(shifted) + 127)", "signed integer overflow"),
     Fault("a job that nobody waits for", THREADS, "src/backends/cpu_pool.cpp", "  job.done.wait(lock, [&] { return job.active == 0; });\n", "", RACE),
     Fault("scratch of two workers in one", THREADS, "src/backends/cpu_pool.cpp", "const int worker = job->next_worker++;", "const int worker = 1;", RACE),
-    Fault("jobs listed without the lock", THREADS, "src/backends/cpu_pool.cpp", "    std::lock_guard lock(mutex_);\n    keep_off", "    keep_off", RACE),
+    Fault("jobs listed under another lock", THREADS, "src/backends/cpu_pool.cpp", "std::unique_lock lock(mutex_, std::defer_lock);", "static std::mutex another;\n  std::unique_lock lock(another, std::defer_lock);", RACE),
     Fault("rows of dQ that two tasks add to", THREADS, "src/plan_backward.cpp", "out.rounds = std::max(", "out.rounds = std::min(", RACE),
 ]  # fmt: skip
 
