@@ -31,8 +31,8 @@ struct CodeWeights : CodeTask<T, bits> {
   void level_groups(int n) {
     const int all = round_up(n, kPairKeys);
     for (int g = 0; g < s.groups_v; ++g) {
-      float *const scales = s.scales + size_t(g) * s.keys, *const biases =
-                                                               s.biases + size_t(g) * s.keys;
+      float* const scales = s.scales + size_t(g) * s.keys;
+      float* const biases = s.biases + size_t(g) * s.keys;
       Vec top{};
       for (int k = 0; k < all; k += W) {
         const Vec scale = load(scales + k), size = max_keep(scale, -scale);
@@ -77,7 +77,7 @@ struct CodeWeights : CodeTask<T, bits> {
         continue;
       }
       const float* P = s.S + size_t(row) * s.lds;
-      // Two of each: a block would wait for the one before.
+      // Two sums: each product would wait for the one before.
       Vec sums[2] = {};
       __m512i count = _mm512_setzero_si512();
       for (int block = blocks.begin; block < blocks.end; ++block) {
