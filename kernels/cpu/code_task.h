@@ -93,7 +93,7 @@ struct CodeTask {
       for (int d = 0; d < p.D; d += W) store(q + d, Vec{});
       if (r < t.rows) {
         const Row row = row_of(p, t.hkv, t.row0 + r);
-        load_row(row_of_operand<T>(x.Q, p.Qs, t.b, row), q);
+        FloatTiles::pack_q(row_of_operand<T>(x.Q, p.Qs, t.b, row), p.Qs.col, p.D, q);
         state = start_row<T>(p, x, t, row, p.Dv, s.tmp);
         if (t.with_carry)
           for_vectors<groups>([&](int v, int, __m512i columns) {
@@ -103,14 +103,6 @@ struct CodeTask {
       s.m[r] = state.m;
       s.l[r] = state.l;
       for (int g = 0; g < s.groups_k; ++g) round_group(q, r, g);
-    }
-  }
-
-  void load_row(const T* from, float* q) const {
-    if (p.Qs.col == 1) {
-      for (int d = 0; d < p.D; d += W) store(q + d, load(from + d));
-    } else {
-      for (int d = 0; d < p.D; ++d) q[d] = widen(from[d * p.Qs.col]);
     }
   }
 

@@ -33,27 +33,23 @@ struct Codes {
 // Keys of V are taken so many at a time, key l with key l + W.
 constexpr int kPairKeys = 2 * W;
 
-// The first n (n < 0: none) of W words
-SDPA_INLINE __mmask16 first_words(int n) {
-  return __mmask16(n >= W ? 0xffff : (1u << (n < 0 ? 0 : n)) - 1);
-}
-
 // W rows of `words` words, row j at row(j) -> codes [words][W]
 template <class Row>
 SDPA_INLINE void turn_words(Row row, int words, int32_t* codes) {
   float* to = reinterpret_cast<float*>(codes);
   for (int w = 0; w < words; w += W, to += W * W) {
-    const __mmask16 there = first_words(words - w);
+    const int left = words - w < W ? words - w : W;
+    const __mmask16 there = __mmask16((1u << left) - 1);
     Vec r[W];
 #pragma GCC unroll 16
     for (int j = 0; j < W; ++j)
       r[j] = bits_as<Vec>(_mm512_maskz_loadu_epi32(there, row(j) + w * 4));
     transpose(r);
-    if (words - w >= W) {
+    if (left == W) {
 #pragma GCC unroll 16
       for (int l = 0; l < W; ++l) store(to + l * W, r[l]);
     } else {
-      for (int l = 0; l < words - w; ++l) store(to + l * W, r[l]);
+      for (int l = 0; l < left; ++l) store(to + l * W, r[l]);
     }
   }
 }
@@ -150,12 +146,6 @@ SDPA_INLINE __m512i add_products(__m512i acc, __m512i a, __m512i b) {
 #else
   return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b));
 #endif
-}
-
-template <int R>
-SDPA_INLINE void clear(__m512i (&acc)[R][2]) {
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_si512();
 }
 
 // acc [R][2] += Q [pair][R] * two vectors of keys of K, `step` apart. Meanwhile lines of V are fetched, as many as the keys

@@ -15,8 +15,8 @@ struct CodeValues : CodeWeights<T, bits> {
   template <int groups>
   void values(Words v, int key, int n, bool masked, Piece ahead) {
     using Place = Columns<bits, groups>;
-    const Words tail = last_block(v, n);
     const int last = (n - 1) / kPairKeys;
+    const Words tail = last_block(v, last * kPairKeys, n);
     const int words = x.group_size / C::kPerWord;
     for (int g = 0; g < s.groups_v; ++g) {
       Piece part = ahead.part(g, s.groups_v);
@@ -30,7 +30,7 @@ struct CodeValues : CodeWeights<T, bits> {
         for (int w = g * words; w < (g + 1) * words; w += Place::kWords)
           for (int i = 0; i < Place::kVectors; i += 2) {
             const int vector = w / Place::kWords * Place::kVectors + i;
-            const bool upper = i >= Place::kOfHalf && Place::kOfHalf > 1;
+            const bool upper = i >= Place::kOfHalf;
             const auto add = upper ? &CodeValues::add_values<groups, true>
                                    : &CodeValues::add_values<groups, false>;
             (this->*add)(strip, g, vector, blocks, last, v.from_word(w), tail.from_word(w), part);
@@ -42,8 +42,7 @@ struct CodeValues : CodeWeights<T, bits> {
 
  private:
   // The last block of kPairKeys keys: copied where it is not whole, as the rest of it may be nobody's memory.
-  Words last_block(Words v, int n) const {
-    const int begin = (n - 1) / kPairKeys * kPairKeys;
+  Words last_block(Words v, int begin, int n) const {
     const Words block = v.from(begin);
     if (n % kPairKeys == 0 || v.at == reinterpret_cast<const char*>(s.copies)) return block;
     for (int j = begin; j < n; ++j)
@@ -58,8 +57,7 @@ struct CodeValues : CodeWeights<T, bits> {
     using Place = Columns<bits, groups>;
     const int variant = vector % Place::kOfHalf;
     const IVec shift = (variant * groups + Place::code_of_lane()) * bits;
-    __m512i acc[R][2];
-    clear(acc);
+    __m512i acc[R][2] = {};
     for (int block = blocks.begin; block < blocks.end; ++block)
       multiply_values<bits, groups, upper, R>(
           s.P + block * R * W, block != last ? v.from(block * kPairKeys) : tail, shift, ahead, acc);

@@ -38,6 +38,9 @@ SDPA_INLINE Vec exp_up_to_88(Vec x) {
   return p * bits_as<Vec>(exponent);
 }
 
+// The same, and a finite number above 88.
+SDPA_INLINE Vec exp(Vec x) { return exp_up_to_88(min_keep(splat(88.f), x)); }
+
 #if defined(__AVX512F__)
 // 2^x for x <= 127, relative error below 3e-6; 0 for x <= -150; NaN stays NaN. In fewer instructions than exp above.
 SDPA_INLINE Vec exp2_up_to_127(Vec x) {
@@ -53,9 +56,6 @@ SDPA_INLINE Vec exp2_up_to_127(Vec x) {
   return bits_as<Vec>(_mm512_scalef_ps(bits_as<__m512>(p), n));
 }
 #endif
-
-// The same, and a finite number above 88.
-SDPA_INLINE Vec exp(Vec x) { return exp_up_to_88(min_keep(splat(88.f), x)); }
 
 // tanh(x), relative error below 2e-7. Below 0.6 a polynomial in x^2 (least-squares fit, reweighted towards the largest
 // relative error, 3e-9): 1 - 2 / (exp(2x) + 1) alone would lose all digits of a small x.

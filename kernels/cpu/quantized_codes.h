@@ -75,8 +75,7 @@ struct QuantizedCodes : CodeValues<T, bits> {
   SDPA_NOINLINE void strip_scores(int strip, int at, Piece& ahead) {
     const int words = x.group_size / C::kPerWord;
     for (int g = 0; g < s.groups_k; ++g) {
-      __m512i acc[R][2];
-      clear(acc);
+      __m512i acc[R][2] = {};
       multiply_keys<bits>(s.Q + (size_t(strip) * s.words_k + g * words) * C::kHalf * R,
                           s.codes + g * words * W, size_t(s.words_k) * W, words, ahead, acc);
       Vec scale[2], bias[2];

@@ -32,7 +32,11 @@ struct FloatTiles {
 
   template <typename T>
   static void pack_q(const T* row, int64_t col, int D, float* to) {
-    for (int d = 0; d < D; ++d) to[d] = widen(row[d * col]);
+    if (col == 1) {
+      for (int d = 0; d < D; d += W) store_n(to + d, load_n(row + d, D - d), D - d);
+    } else {
+      for (int d = 0; d < D; ++d) to[d] = widen(row[d * col]);
+    }
   }
   template <typename Rows>
   static void pack_k(const Rows& K, int n, int D, float* to, typename Rows::E* tmp) {
