@@ -23,8 +23,8 @@ constexpr float kLeast = 1e-33f;
 struct CodesScratch {
   static constexpr int R = 8;  // rows of a strip
 
-  int32_t *Q, *P, *codes;  // P of one strip and group; codes of 2 W keys of K
-  float *q_step, *q_sum;   // [rows / R, groups of K, R]
+  int32_t *Q, *P, *codes;  // P of one strip; codes of 2 W keys of K, twice
+  float *q_step, *q_sum;   // [rows]; [rows / R, groups of K, R], in steps
   float *scales, *biases;  // [groups of K or V, keys] of the tile
   float *S, *O, *top, *bias, *tmp;
   float *m, *l, *alpha, *step;  // [rows]: of the online softmax, and what 1 stands for in Pi
@@ -45,9 +45,9 @@ struct CodesScratch {
     const size_t groups = size_t(groups_k > groups_v ? groups_k : groups_v);
     Scratch scratch(base);
     Q = scratch.take<int32_t>(size_t(rows) * p.D / 2);
-    P = scratch.take<int32_t>(size_t(R) * keys / 2);
-    codes = scratch.take<int32_t>(size_t(2 * W) * words_k);
-    q_step = scratch.take(rows * groups);
+    P = scratch.take<int32_t>(size_t(R) * keys / 2 * groups_v);
+    codes = scratch.take<int32_t>(size_t(4 * W) * words_k);
+    q_step = scratch.take(rows);
     q_sum = scratch.take(rows * groups);
     scales = scratch.take(groups * keys);
     biases = scratch.take(groups * keys);
@@ -57,10 +57,13 @@ struct CodesScratch {
     for (float** each : {&m, &l, &alpha, &step}) *each = scratch.take(rows + W - R);
     top = scratch.take(groups);
     bias = scratch.take(keys);
-    tmp = scratch.take(W * groups > size_t(ldo) + p.D ? W * groups : size_t(ldo) + p.D);
+    tmp = scratch.take(size_t(ldo) + p.D);
     copies = scratch.take<uint32_t>(size_t(keys) * (words_k > words_v ? words_k : words_v));
     bytes = scratch.bytes();
   }
+
+  // P of a group and a block of kPairKeys keys
+  int32_t* pairs(int g, int block) const { return P + (size_t(block) * groups_v + g) * R * W; }
 };
 
 template <typename T, int bits>
@@ -102,28 +105,30 @@ struct CodeTask {
       }
       s.m[r] = state.m;
       s.l[r] = state.l;
-      for (int g = 0; g < s.groups_k; ++g) round_group(q, r, g);
+      round_row(q, r);
     }
   }
 
-  void round_group(float* q, int r, int g) {
-    const int begin = g * x.group_size, end = begin + x.group_size;
+  void round_row(float* q, int r) {
     Vec top{}, total{};
-    for (int d = begin; d < end; d += W) {
+    for (int d = 0; d < p.D; d += W) {
       const Vec a = load(q + d);
       top = max_keep(top, max_keep(a, -a));
       total += a;
     }
-    const float most = max(top), inverse = most > kLeast ? kMostInteger / most : 0.f,
-                all = sum(total);
-    const size_t at = (size_t(r / R) * s.groups_k + g) * R + r % R;
-    s.q_sum[at] = all;
+    const float most = max(top), inverse = most > kLeast ? kMostInteger / most : 0.f;
     // A sum that is not finite, as of a NaN, makes the scores NaN.
-    s.q_step[at] = inverse == 0.f ? all * 0.f : most / kMostInteger;
-    for (int d = begin; d < end; d += W)
+    s.q_step[r] = inverse == 0.f ? 1.f + sum(total) * 0.f : most / kMostInteger;
+    for (int g = 0; g < s.groups_k; ++g) {
+      Vec all{};
+      for (int d = g * x.group_size; d < (g + 1) * x.group_size; d += W) all += load(q + d);
+      s.q_sum[(size_t(r / R) * s.groups_k + g) * R + r % R] =
+          sum(all) * (inverse == 0.f ? 1.f : inverse);
+    }
+    for (int d = 0; d < p.D; d += W)
       store(q + d, bits_as<Vec>(_mm512_cvtps_epi32(bits_as<__m512>(load(q + d) * inverse))));
     const auto rounded = [&](int d) { return bits_as<uint32_t>(q[d]); };
-    for (int pair = begin / 2; pair < end / 2; ++pair)
+    for (int pair = 0; pair < p.D / 2; ++pair)
       s.Q[(size_t(r / R) * p.D / 2 + pair) * R + r % R] =
           int32_t(rounded(C::second_of(pair)) << 16 | (rounded(C::first_of(pair)) & 0xffff));
   }
@@ -150,6 +155,15 @@ struct CodeTask {
       const IVec columns = Columns<bits, groups>::of(v);
       f(v, columns[0] / x.group_size, bits_as<__m512i>(columns));
     }
+  }
+
+  // kPairKeys rows of a tile of n: copied where there are less, as what follows them may be nobody's memory.
+  Words whole_block(Words rows, int begin, int n, int words) const {
+    const Words block = rows.from(begin);
+    if (n - begin >= kPairKeys || rows.at == reinterpret_cast<const char*>(s.copies)) return block;
+    for (int j = begin; j < n; ++j)
+      __builtin_memcpy(s.copies + size_t(j - begin) * words, rows.from(j).at, words * 4);
+    return {reinterpret_cast<const char*>(s.copies), words * 4};
   }
 
   Keys strip_keys(int strip, int key, int n) const {

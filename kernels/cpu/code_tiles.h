@@ -33,38 +33,52 @@ struct Codes {
 // Keys of V are taken so many at a time, key l with key l + W.
 constexpr int kPairKeys = 2 * W;
 
-// W rows of `words` words, row j at row(j) -> codes [words][W]
-template <class Row>
-SDPA_INLINE void turn_words(Row row, int words, int32_t* codes) {
-  float* to = reinterpret_cast<float*>(codes);
-  for (int w = 0; w < words; w += W, to += W * W) {
-    const int left = words - w < W ? words - w : W;
-    const __mmask16 there = __mmask16((1u << left) - 1);
-    Vec r[W];
-#pragma GCC unroll 16
-    for (int j = 0; j < W; ++j)
-      r[j] = bits_as<Vec>(_mm512_maskz_loadu_epi32(there, row(j) + w * 4));
-    transpose(r);
-    if (left == W) {
-#pragma GCC unroll 16
-      for (int l = 0; l < W; ++l) store(to + l * W, r[l]);
-    } else {
-      for (int l = 0; l < left; ++l) store(to + l * W, r[l]);
-    }
-  }
-}
+// Transposes K [2 W, words] to codes [2][words][W], step by step: a loop of products takes one now and then, which hides it.
+class Transposing {
+ public:
+  Transposing() = default;
+  Transposing(Words K, int words, int32_t* codes)
+      : at_(K.at), step_(K.step), to_(codes), words_(words), left_(words / 2) {}
 
-// K [2 W, words] -> codes [2][words][W], those of the last key again for keys from n on.
-SDPA_NOINLINE inline void pack_k_codes(Words K, int n, int words, int32_t* codes) {
-  const int64_t step = K.step, four = 4 * step;
-  for (int key = 0; key < 2 * W; key += W, codes += words * W) {
-    const char* at = K.from(key).at;
-    if (n - key >= W)
-      turn_words([&](int j) { return at + j / 4 * four + j % 4 * step; }, words, codes);
-    else
-      turn_words([&](int j) { return K.from(key + j < n ? key + j : n - 1).at; }, words, codes);
+  // 4 words of W keys
+  SDPA_INLINE void step() {
+    if (left_ == 0) return;
+    const int64_t four = 4 * step_;
+    Vec a[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const char* row = at_ + i * step_;
+      __m512i r = _mm512_castsi128_si512(load_four(row));
+      r = _mm512_inserti32x4(r, load_four(row + four), 1);
+      r = _mm512_inserti32x4(r, load_four(row + 2 * four), 2);
+      a[i] = bits_as<Vec>(_mm512_inserti32x4(r, load_four(row + 3 * four), 3));
+    }
+    const Vec low[2] = {take_turns<1, 0>(a[0], a[1]), take_turns<1, 0>(a[2], a[3])},
+              high[2] = {take_turns<1, 1>(a[0], a[1]), take_turns<1, 1>(a[2], a[3])};
+    float* const to = reinterpret_cast<float*>(to_);
+    store(to, take_turns<2, 0>(low[0], low[1]));
+    store(to + W, take_turns<2, 1>(low[0], low[1]));
+    store(to + 2 * W, take_turns<2, 0>(high[0], high[1]));
+    store(to + 3 * W, take_turns<2, 1>(high[0], high[1]));
+    at_ += 16;
+    to_ += 4 * W;
+    if (--left_ == words_ / 4) at_ += W * step_ - words_ * 4;
   }
-}
+
+  void finish() {
+    while (left_ > 0) step();
+  }
+
+ private:
+  SDPA_INLINE static __m128i load_four(const char* at) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+  }
+
+  const char* at_ = nullptr;
+  int64_t step_ = 0;
+  int32_t* to_ = nullptr;
+  int words_ = 0, left_ = 0;
+};
 
 // How O has the columns of V: kVectors vectors have those of W / groups words, which are of one group. Halves of words of two
 // keys take turns, those of the first two words of four in one vector, of the others in another; of such a vector kOfHalf of O
@@ -94,47 +108,54 @@ struct Columns {
   }
 };
 
-// W rows of G values -> [G][ld]
-template <typename E>
-SDPA_INLINE void spread_groups(const E* from, int G, int ld, float* to) {
+// W rows of N values side by side -> [N][ld]
+template <int N, typename T>
+SDPA_INLINE void spread_groups(const T* from, int ld, float* to) {
   const auto pick = [](Vec a, int first, Vec b) {
     return bits_as<Vec>(_mm512_permutex2var_ps(
         bits_as<__m512>(a), bits_as<__m512i>(IVec(iota() * 2 + first)), bits_as<__m512>(b)));
   };
-  if (G == 1) {
+  if constexpr (N == 1) {
     store(to, load(from));
-  } else if (G == 2) {
+  } else if constexpr (N == 2) {
     const Vec a = load(from), b = load(from + W);
     store(to, pick(a, 0, b));
     store(to + ld, pick(a, 1, b));
-  } else if (G == 4) {
+  } else {
+    static_assert(N == 4);
     const Vec a = load(from), b = load(from + W), c = load(from + 2 * W), d = load(from + 3 * W);
     const Vec even[2] = {pick(a, 0, b), pick(c, 0, d)}, odd[2] = {pick(a, 1, b), pick(c, 1, d)};
     store(to, pick(even[0], 0, even[1]));
     store(to + ld, pick(odd[0], 0, odd[1]));
     store(to + 2 * ld, pick(even[0], 1, even[1]));
     store(to + 3 * ld, pick(odd[0], 1, odd[1]));
-  } else {
-    for (int g = 0; g < G; ++g)
-      for (int j = 0; j < W; ++j) to[g * ld + j] = widen(from[j * G + g]);
   }
 }
 
-// Scales or biases [n, G] -> [G][ld], keys up to the next multiple of kPairKeys as zeros. tmp [W, G]
+// Scales or biases [n, G] -> [G][ld], keys up to the next multiple of kPairKeys as zeros
 template <typename T>
-void pack_groups(const T* at, const Strides& s, int n, int G, int ld, float* to, float* tmp) {
-  const bool dense = s.col == 1 && s.row == G;
-  for (int key = 0; key < round_up(n, kPairKeys); key += W, at += W * s.row, to += W) {
-    const int present = n - key < W ? n - key : W;
-    if (dense && present == W) {
-      spread_groups(at, G, ld, to);
-      continue;
+void pack_groups(const T* at, const Strides& s, int n, int G, int ld, float* to) {
+  const int whole = s.col == 1 ? n / W * W : 0;
+  const auto spread = [&](int g, auto groups) {
+    constexpr int N = groups;
+    for (int key = 0; key < whole; key += W) {
+      const T* from = at + key * s.row + g;
+      T rows[W * N];
+      if (s.row != N) {
+        for (int j = 0; j < W; ++j) __builtin_memcpy(rows + j * N, from + j * s.row, N * sizeof(T));
+        from = rows;
+      }
+      spread_groups<N>(from, ld, to + g * ld + key);
     }
-    for (int j = 0; j < W; ++j)
-      for (int g = 0; g < G; ++g)
-        tmp[j * G + g] = j < present ? widen(at[j * s.row + g * s.col]) : 0.f;
-    spread_groups(tmp, G, ld, to);
-  }
+    return N;
+  };
+  for (int g = 0; g < G;)
+    g += G - g >= 4   ? spread(g, std::integral_constant<int, 4>{})
+         : G - g >= 2 ? spread(g, std::integral_constant<int, 2>{})
+                      : spread(g, std::integral_constant<int, 1>{});
+  for (int key = whole; key < round_up(n, kPairKeys); ++key)
+    for (int g = 0; g < G; ++g)
+      to[g * ld + key] = key < n ? widen(at[key * s.row + g * s.col]) : 0.f;
 }
 
 // acc + a.low * b.low + a.high * b.high
@@ -152,10 +173,11 @@ SDPA_INLINE __m512i add_products(__m512i acc, __m512i a, __m512i b) {
 // have where D = Dv.
 template <int bits, int R>
 SDPA_INLINE void multiply_keys(const int32_t* Q, const int32_t* codes, size_t step, int words,
-                               Piece& ahead, __m512i (&acc)[R][2]) {
+                               Piece& ahead, Transposing& next, __m512i (&acc)[R][2]) {
   using C = Codes<bits>;
   const float* at = reinterpret_cast<const float*>(codes);
   for (int w = 0; w < words; ++w, at += W) {
+    if (w % 2 == 0) next.step();
     ahead.fetch<2>();
     Vec x = load(at), y = load(at + step);
     hold(x);

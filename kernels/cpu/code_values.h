@@ -10,23 +10,24 @@ struct CodeValues : CodeWeights<T, bits> {
   using Base = CodeWeights<T, bits>;
   using C = Codes<bits>;
   using Base::Base;
-  using Base::p, Base::x, Base::s, Base::strips, Base::R;
+  using Base::p, Base::x, Base::t, Base::s, Base::strips, Base::R;
 
   template <int groups>
   void values(Words v, int key, int n, bool masked, Piece ahead) {
     using Place = Columns<bits, groups>;
     const int last = (n - 1) / kPairKeys;
-    const Words tail = last_block(v, last * kPairKeys, n);
+    const Words tail = this->whole_block(v, last * kPairKeys, n, s.words_v);
     const int words = x.group_size / C::kPerWord;
-    for (int g = 0; g < s.groups_v; ++g) {
-      Piece part = ahead.part(g, s.groups_v);
-      for (int strip = 0; strip < strips; ++strip) {
-        const Keys blocks = this->blocks_seen(strip, key, n);
-        if (blocks.begin >= blocks.end) continue;
-        if (masked || this->hides(strip, key, n, blocks))
-          this->template round_weights<true>(strip, g, blocks);
-        else
-          this->template round_weights<false>(strip, g, blocks);
+    MaskRows mask_rows(p, x, t.b, key, n, s.bias);
+    for (int strip = 0; strip < strips; ++strip) {
+      const Keys blocks = this->blocks_seen(strip, key, n);
+      if (blocks.begin >= blocks.end) continue;
+      if (masked || this->hides(strip, key, n, blocks))
+        this->template weigh<true>(strip, key, n, blocks, masked ? &mask_rows : nullptr);
+      else
+        this->template weigh<false>(strip, key, n, blocks, nullptr);
+      Piece part = ahead.part(strip, strips);
+      for (int g = 0; g < s.groups_v; ++g)
         for (int w = g * words; w < (g + 1) * words; w += Place::kWords)
           for (int i = 0; i < Place::kVectors; i += 2) {
             const int vector = w / Place::kWords * Place::kVectors + i;
@@ -35,32 +36,24 @@ struct CodeValues : CodeWeights<T, bits> {
                                    : &CodeValues::add_values<groups, false>;
             (this->*add)(strip, g, vector, blocks, last, v.from_word(w), tail.from_word(w), part);
           }
-      }
       while (part.n > 0) part.template fetch<1>();  // K can have more of them
     }
   }
 
  private:
-  // The last block of kPairKeys keys: copied where it is not whole, as the rest of it may be nobody's memory.
-  Words last_block(Words v, int begin, int n) const {
-    const Words block = v.from(begin);
-    if (n % kPairKeys == 0 || v.at == reinterpret_cast<const char*>(s.copies)) return block;
-    for (int j = begin; j < n; ++j)
-      __builtin_memcpy(s.copies + size_t(j - begin) * s.words_v, v.from(j).at, s.words_v * 4);
-    return {reinterpret_cast<const char*>(s.copies), s.words_v * 4};
-  }
-
   // O of a strip and two vectors of columns, of group g
   template <int groups, bool upper>
   SDPA_NOINLINE void add_values(int strip, int g, int vector, Keys blocks, int last, Words v,
-                                Words tail, Piece& ahead) {
+                                Words tail, Piece& lines) {
+    Piece ahead = lines;  // a copy is in registers
     using Place = Columns<bits, groups>;
     const int variant = vector % Place::kOfHalf;
     const IVec shift = (variant * groups + Place::code_of_lane()) * bits;
     __m512i acc[R][2] = {};
     for (int block = blocks.begin; block < blocks.end; ++block)
       multiply_values<bits, groups, upper, R>(
-          s.P + block * R * W, block != last ? v.from(block * kPairKeys) : tail, shift, ahead, acc);
+          s.pairs(g, block), block != last ? v.from(block * kPairKeys) : tail, shift, ahead, acc);
+    lines = ahead;
     const float *const alpha = s.alpha + strip * R, *const step = s.step + strip * R;
     const float top = s.top[g];
     float* o = s.O + size_t(strip) * R * s.ldo + vector * W;

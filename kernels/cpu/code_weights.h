@@ -18,15 +18,6 @@ struct CodeWeights : CodeTask<T, bits> {
   CodeWeights(const Params& p, const Operands& x, const Task& t, void* scratch)
       : Base(p, x, t, scratch), most(most_of(t.bk)), log_most(__builtin_log2f(float(most))) {}
 
-  // m, l and alpha, and S = P / step, of the tile [key, key + n)
-  void softmax(int key, int n, bool masked) {
-    MaskRows mask_rows(p, x, t.b, key, n, s.bias);
-    for (int strip = 0; strip < strips; ++strip) {
-      const Keys seen = this->strip_keys(strip, key, n);
-      if (seen.begin < seen.end) softmax_strip(strip, key, n, seen, masked ? &mask_rows : nullptr);
-    }
-  }
-
   // Scales of V by the largest finite one of their group, by size, and biases as if all codes were in the middle
   void level_groups(int n) {
     const int all = round_up(n, kPairKeys);
@@ -62,87 +53,139 @@ struct CodeWeights : CodeTask<T, bits> {
            visible_keys(p, first / p.group).end < key + (end < n ? end : n);
   }
 
-  // Pi of a strip and group g, [block][R][W pairs], and the part of O that is the same in all columns of the group
+  // The online softmax of a strip and the tile [key, key + n): m, l, alpha and step, Pi [block][group][R][W pairs], and the
+  // part of O that is the same in all columns of a group.
   template <bool masked>
-  SDPA_NOINLINE void round_weights(int strip, int g, Keys blocks) {
-    const float* const scales = s.scales + size_t(g) * s.keys;
-    const float* const middles = s.biases + size_t(g) * s.keys;
-    const float top = s.top[g];
-    for (int r = 0; r < R; ++r) {
-      const int row = strip * R + r;
-      int32_t* const Pi = s.P + r * W;
-      if (row >= t.rows) {
-        for (int block = blocks.begin; block < blocks.end; ++block)
-          _mm512_storeu_si512(Pi + block * R * W, _mm512_setzero_si512());
-        continue;
-      }
-      const float* P = s.S + size_t(row) * s.lds;
-      // Two sums: each product would wait for the one before.
-      Vec sums[2] = {};
-      __m512i count = _mm512_setzero_si512();
-      for (int block = blocks.begin; block < blocks.end; ++block) {
-        __m512i rounded[2];
-#pragma GCC unroll 2
-        for (int i = 0; i < 2; ++i) {
-          const int at = block * kPairKeys + i * W;
-          const Vec weight = load(P + at);
-          Vec scale = load(scales + at), middle = load(middles + at);
-          if constexpr (masked) {
-            scale = select(weight != 0.f, scale, Vec{});
-            middle = select(weight != 0.f, middle, Vec{});
-          }
-          sums[i] += weight * middle;
-          rounded[i] = _mm512_cvtps_epi32(bits_as<__m512>(weight * scale));
-        }
-        const __m512i pairs =
-            _mm512_mask_blend_epi16(0xaaaaaaaa, rounded[0], _mm512_slli_epi32(rounded[1], 16));
-        count = add_products(count, pairs, _mm512_set1_epi16(1));
-        _mm512_storeu_si512(Pi + block * R * W, pairs);
-      }
-      // What rounding took or gave meets the code in the middle: `middles` has all of P @ V of such codes.
-      float* shared = s.shared + (size_t(row) * s.groups_v + g) * W;
-      const Vec all = sums[0] + sums[1];
-      const Vec given = bits_as<Vec>(_mm512_cvtepi32_ps(count)) * (C::kCenter * top);
-      store(shared, load(shared) * s.alpha[row] + (all - given) * s.step[row]);
-    }
-  }
-
- private:
-  void softmax_strip(int strip, int key, int n, Keys strip_seen, MaskRows* mask_rows) {
+  SDPA_NOINLINE void weigh(int strip, int key, int n, Keys blocks, MaskRows* mask_rows) {
+    constexpr float kLog2e = 1.44269504f;
     const int row0 = strip * R, rows = t.rows - row0 < R ? t.rows - row0 : R;
-    float* const S = s.S + size_t(row0) * s.lds;
-    const int lds = s.lds;
-    Keys vectors;
     Vec top[R], total[R] = {};
     float factor[R], base[W];
-    for (int r = 0; r < R; ++r) top[r] = splat(-kInf);
-    for (int r = 0; r < rows; ++r) {
-      const Row row = row_of(p, t.hkv, t.row0 + row0 + r);
-      const RowTile tile = row_tile<kPairKeys>(p, strip_seen, key, n, row.iq, S + r * lds,
-                                               mask_rows ? (*mask_rows)(row) : nullptr);
-      vectors = {tile.begin, tile.end};
-      top[r] = largest_scores(p, tile, factor[r]);
-    }
-    constexpr float kLog2e = 1.44269504f;
-    const Vec largest = fold_rows<Larger>(top), m = load(s.m + row0);
-    const Vec new_m = select(largest > m, largest, m), nothing = splat(-kInf);
+    largest(strip, key, n, blocks, mask_rows, top, factor);
+    const Vec tile_m = fold_rows<Larger>(top), m = load(s.m + row0);
+    const Vec new_m = select(tile_m > m, tile_m, m), nothing = splat(-kInf);
     const Vec from = select(new_m == nothing, Vec{}, new_m);  // -inf - -inf would be NaN
-    store(base, select(largest == nothing, Vec{}, largest) * kLog2e - log_most);
-    for (int r = 0; r < rows; ++r) {
-      const float by = factor[r] * kLog2e, less = base[r];
-      for (int v = vectors.begin; v < vectors.end; ++v) {
-        float* at = S + r * lds + v * W;
-        const Vec e = exp2_up_to_127(load(at) * by - less);
-        store(at, e);
-        total[r] += e;
-      }
-    }
+    store(base, select(tile_m == nothing, Vec{}, tile_m) * kLog2e - log_most);
     const Vec alpha = exp_up_to_88(m - from);
-    const Vec step = exp_up_to_88(largest - from) * (1.f / float(most));
-    store_rows(s.l + row0, load(s.l + row0) * alpha + fold_rows<Plus>(total) * step);
+    const Vec step = exp_up_to_88(tile_m - from) * (1.f / float(most));
     store_rows(s.m + row0, new_m);
     store_rows(s.alpha + row0, alpha);
     store_rows(s.step + row0, step);
+    for (int r = 0; r < rows; ++r) {
+      const float by = factor[r] * kLog2e;
+      int g = 0;
+      for (; g + 2 <= s.groups_v; g += 2)
+        weigh_groups<masked, 2>(row0 + r, g, blocks, by, base[r], total[r]);
+      if (g < s.groups_v) weigh_groups<masked, 1>(row0 + r, g, blocks, by, base[r], total[r]);
+    }
+    store_rows(s.l + row0, load(s.l + row0) * alpha + fold_rows<Plus>(total) * step);
+    for (int r = rows; r < R; ++r)
+      for (int g = 0; g < s.groups_v; ++g)
+        for (int block = blocks.begin; block < blocks.end; ++block)
+          _mm512_storeu_si512(s.pairs(g, block) + r * W, _mm512_setzero_si512());
+  }
+
+ private:
+  // Maxima by lanes of the scores of a strip, which are factor * S.
+  void largest(int strip, int key, int n, Keys blocks, MaskRows* mask_rows, Vec (&top)[R],
+               float (&factor)[R]) {
+    const int row0 = strip * R, rows = t.rows - row0 < R ? t.rows - row0 : R, lds = s.lds;
+    float* const S = s.S + size_t(row0) * lds;
+    for (int r = 0; r < R; ++r) top[r] = splat(-kInf);
+    if (mask_rows || p.softcap != 0.f || p.scale <= 0.f || blocks.end * kPairKeys > n ||
+        hides(strip, key, n, blocks)) {
+      const Keys seen = this->strip_keys(strip, key, n);
+      for (int r = 0; r < rows; ++r) {
+        const Row row = row_of(p, t.hkv, t.row0 + row0 + r);
+        RowTile tile = row_tile<kPairKeys>(p, seen, key, n, row.iq, S + r * lds,
+                                           mask_rows ? (*mask_rows)(row) : nullptr);
+        tile.unit = s.q_step[row0 + r];
+        top[r] = largest_scores(p, tile, factor[r]);
+      }
+      return;
+    }
+    for (int v = blocks.begin * 2; v < blocks.end * 2; ++v)
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) top[r] = max_keep(load(S + r * lds + v * W), top[r]);
+    for (int r = 0; r < R; ++r) {
+      factor[r] = p.scale * s.q_step[row0 + r];
+      top[r] *= factor[r];
+    }
+  }
+
+  // Pi of a row and N groups from g on, and what they share. The first groups turn S into P / step on the way, as
+  // exp2(S * factor - base), and add to `total`.
+  template <bool masked, int N>
+  SDPA_INLINE void weigh_groups(int row, int g, Keys blocks, float factor, float base, Vec& total) {
+    constexpr float kRound =
+        0x1.8p23f;  // adding it rounds to an integer, kept in the low mantissa bits
+    const bool first = g == 0, last = g + N == s.groups_v;
+    const int ld = s.keys;
+    float* const S = s.S + size_t(row) * s.lds;
+    const float *const scales = s.scales + size_t(g) * ld, *const middles =
+                                                               s.biases + size_t(g) * ld;
+    int32_t* const to = s.pairs(g, 0) + row % R * W;
+    const int64_t step = s.pairs(0, 1) - s.pairs(0, 0);
+    Vec so_far = total, sums[N] = {};
+    UVec counts[N] = {};
+    const auto weigh_blocks = [&](int block, auto many) __attribute__((always_inline)) {
+      constexpr int M = 2 * many;  // vectors: enough of them that exp2 does not wait for itself
+      const int at = block * kPairKeys;
+      Vec P[M];
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) P[i] = load(S + at + i * W);
+      if (first) {
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) P[i] = P[i] * factor - base;
+        exp2_up_to_127(P);
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) so_far += P[i];
+        if (!last)
+#pragma GCC unroll 4
+          for (int i = 0; i < M; ++i) store(S + at + i * W, P[i]);
+      }
+#pragma GCC unroll 2
+      for (int j = 0; j < N; ++j) {
+        UVec rounded[M];
+#pragma GCC unroll 4
+        for (int i = 0; i < M; ++i) {
+          Vec scale = load(scales + j * ld + at + i * W),
+              middle = load(middles + j * ld + at + i * W);
+          if constexpr (masked) {
+            scale = select(P[i] != 0.f, scale, Vec{});
+            middle = select(P[i] != 0.f, middle, Vec{});
+          }
+          sums[j] += P[i] * middle;
+          rounded[i] = bits_as<UVec>(P[i] * scale + kRound);
+          counts[j] += rounded[i];
+        }
+#pragma GCC unroll 2
+        for (int i = 0; i < M / 2; ++i)
+          _mm512_storeu_si512(to + (block + i) * step + j * R * W,
+                              low_halves(rounded[2 * i], rounded[2 * i + 1]));
+      }
+    };
+    int block = blocks.begin;
+    for (; block + 2 <= blocks.end; block += 2)
+      weigh_blocks(block, std::integral_constant<int, 2>{});
+    if (block < blocks.end) weigh_blocks(block, std::integral_constant<int, 1>{});
+    total = so_far;
+    // What rounding took or gave meets the code in the middle: `middles` has all of P @ V of such codes.
+    const uint32_t rounds = (blocks.end - blocks.begin) * 2 * bits_as<uint32_t>(kRound);
+#pragma GCC unroll 2
+    for (int j = 0; j < N; ++j) {
+      const Vec given = bits_as<Vec>(_mm512_cvtepi32_ps(bits_as<__m512i>(counts[j] - rounds))) *
+                        (C::kCenter * s.top[g + j]);
+      float* shared = s.shared + (size_t(row) * s.groups_v + g + j) * W;
+      store(shared, load(shared) * s.alpha[row] + (sums[j] - given) * s.step[row]);
+    }
+  }
+
+  // Pairs of the low halves of both, lane by lane
+  SDPA_INLINE static __m512i low_halves(UVec a, UVec b) {
+    const IVec low = iota() * 2;
+    return _mm512_permutex2var_epi16(
+        bits_as<__m512i>(a), bits_as<__m512i>(low | (low + 2 * W) << 16), bits_as<__m512i>(b));
   }
 
   // Lane r: all lanes of a[r]

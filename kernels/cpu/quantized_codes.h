@@ -1,9 +1,9 @@
 // Attention over a quantized cache in integers, for results of 16 bits: the codes of K and V are multiplied as they are.
 //
-// Q and P are rounded to 16 bits of their own scale, Q by row and group, P by row, group and tile: less than what a Q in
-// float16 is off already.
+// Q and P are rounded to 16 bits of their own scale, Q by row, P by row, group and tile: less than what a Q in float16 is
+// off already.
 //   for each tile j of bk keys, of each group g of the head dimension:
-//     S  = sum_g k_scale[g] * q_step[g] * (Qi @ Kcodes[g]) + k_bias[g] * sum(Q[g])
+//     S  = q_step * sum_g k_scale[g] * (Qi @ Kcodes[g]) + k_bias[g] * sum(Q[g]) / q_step
 //     m, l, P, alpha = online softmax of S
 //     Pi = P * v_scale[g] / p_step
 //     O  = O * alpha + p_step * (Pi @ Vcodes[g]) + sum_keys P * v_bias[g]
@@ -45,12 +45,11 @@ struct QuantizedCodes : CodeValues<T, bits> {
       const Cover cover = p.mask == MaskKind::None ? Cover::Open : mask_cover(p, x, t, key, n);
       if (cover == Cover::Hidden) continue;
       const auto k = K.from(key), v = V.from(key);
-      pack_groups(k.scales, k.scale, n, s.groups_k, s.keys, s.scales, s.tmp);
-      pack_groups(k.biases, k.bias, n, s.groups_k, s.keys, s.biases, s.tmp);
+      pack_groups(k.scales, k.scale, n, s.groups_k, s.keys, s.scales);
+      pack_groups(k.biases, k.bias, n, s.groups_k, s.keys, s.biases);
       scores(k.words_of(n, p.D, s.copies), key, n);
-      this->softmax(key, n, cover == Cover::Partial);
-      pack_groups(v.scales, v.scale, n, s.groups_v, s.keys, s.scales, s.tmp);
-      pack_groups(v.biases, v.bias, n, s.groups_v, s.keys, s.biases, s.tmp);
+      pack_groups(v.scales, v.scale, n, s.groups_v, s.keys, s.scales);
+      pack_groups(v.biases, v.bias, n, s.groups_v, s.keys, s.biases);
       this->level_groups(n);
       const int next = key + n, left = keys.end - next < t.bk ? keys.end - next : t.bk;
       this->template values<groups>(v.words_of(n, p.Dv, s.copies), key, n, cover == Cover::Partial,
@@ -60,45 +59,58 @@ struct QuantizedCodes : CodeValues<T, bits> {
   }
 
   void scores(Words k, int key, int n) {
+    Piece ahead = V.ahead(key, n, p.Dv);
+    int32_t *codes = s.codes, *others = s.codes + 2 * W * s.words_k;
+    const auto transposing = [&](int at, int32_t* to) {
+      return Transposing(this->whole_block(k, at, n, s.words_k), s.words_k, to);
+    };
+    transposing(0, codes).finish();
     for (int at = 0; at < n; at += 2 * W) {
-      const int left = n - at < 2 * W ? n - at : 2 * W;
-      Piece ahead = V.ahead(key + at, left, p.Dv);
-      pack_k_codes(k.from(at), left, s.words_k, s.codes);
+      Transposing next;
+      if (at + 2 * W < n) next = transposing(at + 2 * W, others);
       for (int strip = 0; strip < strips; ++strip) {
         const Keys seen = strip_keys(strip, key, n);
-        if (seen.begin < at + 2 * W && seen.end > at) strip_scores(strip, at, ahead);
+        if (seen.begin < at + 2 * W && seen.end > at) strip_scores(strip, at, codes, ahead, next);
       }
+      next.finish();
+      int32_t* const used = codes;
+      codes = others;
+      others = used;
     }
   }
 
-  // S of a strip and 2 W keys
-  SDPA_NOINLINE void strip_scores(int strip, int at, Piece& ahead) {
+  // S / q_step of a strip and 2 W keys
+  SDPA_NOINLINE void strip_scores(int strip, int at, const int32_t* codes, Piece& lines,
+                                  Transposing& words_ahead) {
+    Piece ahead = lines;  // copies are in registers
+    Transposing next = words_ahead;
     const int words = x.group_size / C::kPerWord;
     for (int g = 0; g < s.groups_k; ++g) {
       __m512i acc[R][2] = {};
       multiply_keys<bits>(s.Q + (size_t(strip) * s.words_k + g * words) * C::kHalf * R,
-                          s.codes + g * words * W, size_t(s.words_k) * W, words, ahead, acc);
+                          codes + g * words * W, size_t(s.words_k) * W, words, ahead, next, acc);
       Vec scale[2], bias[2];
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
         scale[i] = load(s.scales + g * s.keys + at + i * W);
         bias[i] = load(s.biases + g * s.keys + at + i * W);
       }
-      const float *q_step = s.q_step + (size_t(strip) * s.groups_k + g) * R,
-                  *q_sum = s.q_sum + (size_t(strip) * s.groups_k + g) * R;
+      const float* q_sum = s.q_sum + (size_t(strip) * s.groups_k + g) * R;
       float* to = s.S + size_t(strip) * R * s.lds + at;
       const int lds = s.lds;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r, to += lds) {
-        const Vec step = splat(q_step[r]), all = splat(q_sum[r]);
+        const Vec all = splat(q_sum[r]);
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
           const Vec so_far = g > 0 ? load(to + i * W) : Vec{};
-          const Vec product = bits_as<Vec>(_mm512_cvtepi32_ps(acc[r][i])) * step;
-          store(to + i * W, product * scale[i] + (bias[i] * all + so_far));
+          store(to + i * W,
+                bits_as<Vec>(_mm512_cvtepi32_ps(acc[r][i])) * scale[i] + (bias[i] * all + so_far));
         }
       }
     }
+    lines = ahead;
+    words_ahead = next;
   }
 };
 

@@ -13,13 +13,14 @@ struct RowTile {
   int begin, end;     // the vectors of S that are processed
   Keys seen;          // the keys of the row, counted from S[0]; P is 0 outside them
   const float* bias;  // [..] from the mask array, or null
+  float unit = 1.f;   // what 1 in S stands for
 };
 
 SDPA_INLINE void store_weights(float* p, Vec v) { store(p, v); }
 
 // S = softcap(scale * S) + bias, -inf where hidden. Returns their maxima by lanes.
 SDPA_INLINE Vec adjust_scores(const Params& p, const RowTile& x, bool cut) {
-  const float inner = p.softcap != 0.f ? p.scale / p.softcap : p.scale;
+  const float scale = p.scale * x.unit, inner = p.softcap != 0.f ? scale / p.softcap : scale;
   const Vec nothing = splat(-kInf);
   Vec top = nothing;
   for (int v = x.begin; v < x.end; ++v) {
@@ -44,11 +45,11 @@ SDPA_INLINE Vec largest_scores(const Params& p, const RowTile& x, float& factor)
   const bool cut = x.seen.begin > x.begin * W || x.seen.end < x.end * W;
   // Where nothing comes between the products and exp, the scale waits for it.
   const bool raw = !cut && !x.bias && p.softcap == 0.f && p.scale > 0.f;
-  factor = raw ? p.scale : 1.f;
+  factor = raw ? p.scale * x.unit : 1.f;
   if (!raw) return adjust_scores(p, x, cut);
   Vec top = splat(-kInf);
   for (int v = x.begin; v < x.end; ++v) top = max_keep(load(x.S + v * W), top);
-  return top * p.scale;
+  return top * factor;
 }
 
 // S = softcap(scale * S) + bias; m, l and P = exp(S - m) as online softmax has them.
