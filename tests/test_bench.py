@@ -19,6 +19,7 @@ from mlx_sdpa_ext.bench import (
     suites,
     training,
 )
+from mlx_sdpa_ext.bench.beside import beside_stock, chained_operands
 from mlx_sdpa_ext.bench.measure import environment
 
 
@@ -75,6 +76,15 @@ def test_the_cpu_suite(tmp_path):
     record = {"environment": environment(), "results": found}
     cpu_plot.plot(record, tmp_path / "cpu.png")
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_is_read_before_and_after_a_decode_step():
+    rates = iter((10.0, 30.0))
+    arrays = chained_operands(4, 1, 1, 256, 64, 64, "float32")
+    found = beside_stock("decode", arrays, None, 1, 2, sets=2, read_rate=lambda: next(rates))
+    assert found["read_gb_per_s"] == [10.0, 30.0]
+    assert found["of_read"] == found["kv_gb_per_s"] / 20
+    assert "% of reading" in rows.cpu_row(found)[2]
 
 
 def test_the_command_writes_a_table_json_and_a_picture(tmp_path):

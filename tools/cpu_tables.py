@@ -18,17 +18,16 @@ def speed(results: Path, docs: Path) -> str:
         "| heads, queries x keys | D | dtype | ours | stock | ratio | PyTorch | ratio |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    ceilings = {"gemm": [], "read": []}
-    grown = []
+    peaks, grown = [], []
     for result in record["results"]:
         if result["case"] == "ceiling" and "error" not in result:
-            ceilings[result["name"]].append(result)
+            peaks.append(result)
         elif result["case"] == "growth":
             grown.append(result)
         elif "ours" in result and "bits" not in result:
             rows.append(_speed_row(result))
     picture = "![GFLOP/s by head dim](docs/cpu.png)\n" if (docs / "cpu.png").exists() else ""
-    notes = [TIMED, _ceilings(ceilings), _grown(grown)]
+    notes = [TIMED, _peaks(peaks), _reads(record["results"]), _grown(grown)]
     return "\n".join([picture, *rows, "", " ".join([*filter(None, notes), where(record)])])
 
 
@@ -47,6 +46,8 @@ def _speed_row(result: dict) -> str:
         if few:
             kv = result["kv_gb_per_s"] * result["ours"]["median_s"]
             speed = f"{kv / side['median_s']:.3g} GB/s"
+            if who == "ours":
+                speed += f" ({result['of_read']:.0%} of reading)"
         math = ", unfused" if side.get("backend") == "math" else ""
         cells.append(f"{_ms(side['median_s'])}, {speed}{math}")
         if who != "ours":
@@ -59,13 +60,17 @@ def _ms(seconds: float) -> str:
     return f"{taken:.3g} ms" if taken < 1000 else f"{taken:,.0f} ms"
 
 
-def _ceilings(found: dict[str, list[dict]]) -> str:
-    said = [f"{r['gflops']:,.0f} GFLOP/s ({r['dtype']} matmul)" for r in found["gemm"]]
-    reads: dict[int, float] = {}
-    for r in found["read"]:
-        reads[r["bytes"]] = max(reads.get(r["bytes"], 0), r["gb_per_s"])
-    said += [f"{rate:.3g} GB/s (reading {size / 2**20:.0f} MiB)" for size, rate in reads.items()]
-    return f"At most, in the same run, by PyTorch and MLX: {', '.join(said)}." if said else ""
+def _peaks(matmuls: list[dict]) -> str:
+    said = [f"{r['gflops']:,.0f} GFLOP/s ({r['dtype']} matmul)" for r in matmuls]
+    return f"At most, in the same run, by PyTorch: {', '.join(said)}." if said else ""
+
+
+def _reads(results: list[dict]) -> str:
+    rates = [rate for r in results for rate in r.get("read_gb_per_s", ())]
+    if not rates:
+        return ""
+    found = f"{min(rates):.3g} to {max(rates):.3g} GB/s"
+    return f"Reading as many bytes gave {found}, by PyTorch or MLX just before and after each call."
 
 
 def _grown(results: list[dict]) -> str:

@@ -1,5 +1,6 @@
 """A call of ours beside the same call of stock, in one run."""
 
+import statistics
 from functools import partial
 
 import mlx.core as mx
@@ -38,17 +39,20 @@ def timed(calls, inputs, few_rows, repeats) -> dict[str, dict]:
 
 
 def beside_stock(
-    name, arrays, mask, stock_repeats, ours_repeats, path="auto", warm_up=0, sets=1
+    name, arrays, mask, stock_repeats, ours_repeats, path="auto", warm_up=0, sets=1, read_rate=None
 ) -> dict:
     """One case on both; FLOPs count the visible scores only.
 
-    sets: of K and V that take turns for ours, so that none is found in a cache. Beyond 1, q is of
-          chained_operands, and calls of ours follow each other in one graph
+    sets:      of K and V that take turns for ours, so that none is found in a cache. Beyond 1, q is
+               of chained_operands, and calls of ours follow each other in one graph
+    read_rate: what the device reads in GB/s; asked before and after ours, as memory can have better
+               and worse minutes
     """
     q, k, v = arrays
     call = {"scale": q.shape[-1] ** -0.5, "mask": mask}
     route = attention.explain(q, k, v, path=path, **call)
     run = partial(attention.scaled_dot_product_attention, path=path, **call)
+    reads = [read_rate()] if read_rate else []
     if sets > 1:
         copies = [(k, v), *((mx.array(k), mx.array(v)) for _ in range(sets - 1))]
         mx.eval(copies)
@@ -56,6 +60,8 @@ def beside_stock(
         ours = timed({"ours": run}, inputs, True, ours_repeats)["ours"]
     else:
         ours = seconds(partial(run, q, k, v), ours_repeats)
+    reads += [read_rate()] if read_rate else []
+    kv_rate = (k.nbytes + v.nbytes) / ours["median_s"] / 1e9
     theirs = seconds(partial(stock, q, k, v, **call), stock_repeats, warm_up=warm_up)
     return {
         "case": name,
@@ -71,6 +77,6 @@ def beside_stock(
         "stock": theirs,
         "ours_gflops": route.flops / ours["median_s"] / 1e9,
         "stock_gflops": route.flops / theirs["median_s"] / 1e9,
-        "kv_gb_per_s": (k.nbytes + v.nbytes) / ours["median_s"] / 1e9,
+        "kv_gb_per_s": kv_rate,
         "speedup": theirs["median_s"] / ours["median_s"],
-    }
+    } | ({"read_gb_per_s": reads, "of_read": kv_rate / statistics.mean(reads)} if reads else {})

@@ -48,6 +48,11 @@ def read(nbytes: int, sets: int, repeats: int, torch: Torch | None) -> Iterator[
         yield row | reduction | side | rate
 
 
+def fastest_read(nbytes: int, sets: int, repeats: int, torch: Torch | None) -> float:
+    """GB/s of the best of `read`."""
+    return max(side.get("gb_per_s", 0) for side in read(nbytes, sets, repeats, torch))
+
+
 def read_by_kernel(nbytes: int, sets: int, repeats: int) -> dict:
     """Each pass waits for the one before, as calls of attention do.
 

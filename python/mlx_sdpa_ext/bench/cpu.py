@@ -37,15 +37,13 @@ def _speed(quick: bool, torch: Torch | None) -> Iterator[dict]:
             arrays = operands(8, 8, length, length, D, Dv, dtype)
             result = beside_stock("prefill", arrays, "causal", 1, 9)
             yield result | _torch(result, torch)
-    read = set()
     for D in (128, 256, 512):
         for dtype in DTYPES:
             arrays = chained_operands(8, 1, 1, keys, D, D, dtype)
             nbytes = arrays[1].nbytes + arrays[2].nbytes
-            if nbytes not in read:
-                read.add(nbytes)
-                yield from ceilings.read(nbytes, ceilings.input_sets(nbytes), 9, torch)
-            result = beside_stock("decode", arrays, None, 3, 25, sets=ceilings.input_sets(nbytes))
+            sets = ceilings.input_sets(nbytes)
+            read_rate = partial(ceilings.fastest_read, nbytes, sets, 5, torch)
+            result = beside_stock("decode", arrays, None, 3, 25, sets=sets, read_rate=read_rate)
             yield result | _torch(result, torch)
     for rows in (4, 16, 48):
         arrays = operands(8, 1, rows, keys, 256, 256, "float32")

@@ -18,20 +18,20 @@ def speed_row(result: dict) -> list[str]:
 
 
 def cpu_row(result: dict) -> list[str]:
-    """Also of what PyTorch has part in, of ceilings and of keys that grow."""
+    """Also of what PyTorch has part in, of its matmul and of keys that grow."""
     if result["case"] == "torch":
         return ["torch", "", result.get("torch", result.get("error", "")), "", ""]
     if result["case"] == "ceiling":
-        rate = "gflops" if result["name"] == "gemm" else "gb_per_s"
-        size = f"{result['n']}" if result["name"] == "gemm" else f"{result['bytes'] >> 20} MiB"
-        found = result.get("error") or f"{result[rate]:.0f} {rate}"
-        return [f"{result['name']} {result.get('dtype', '')}", size, found, result["by"], ""]
+        found = result.get("error") or f"{result['gflops']:.0f} GFLOP/s"
+        return [f"{result['name']} {result['dtype']}", f"{result['n']}", found, result["by"], ""]
     if result["case"] == "growth":
         found = f"{result['ns_by_key']:.1f} ns a key, adds {result['added_bytes'] >> 10} KiB"
         return [f"growth {result['dtype']}", shape(result), found, "", ""]
     if result["case"].startswith("quantized"):
         return cpu_quantized.row(result, shape(result))
     row = speed_row(result)
+    if "of_read" in result:
+        row[2] += f"  {result['of_read']:.0%} of reading"
     if "over_torch" in result:
         side = result["torch"]
         row[3] += f"  torch {side['gflops']:.0f} GFLOP/s"
