@@ -21,14 +21,17 @@ void merge_rows(const MergeTask& t) {
     float total = 0.f;
     for (int i = 0; i < t.n; ++i) total += exp(splat(t.lse[i][row] - base))[0];
     const float inverse = total == 0.f ? 0.f : 1.f / total;
-    for (int d = 0; d < t.Dv; d += W) {
-      Vec o{};
+    constexpr int kColumns = 8 * W;  // that share the weight of a part
+    for (int begin = 0; begin < t.Dv; begin += kColumns) {
+      const int n = t.Dv - begin < kColumns ? t.Dv - begin : kColumns;
+      Vec o[kColumns / W] = {};
       for (int i = 0; i < t.n; ++i) {
         if (t.lse[i][row] == -kInf) continue;
-        const In* part = static_cast<const In*>(t.O[i]) + row * t.Dv + d;
-        o += load_n(part, t.Dv - d) * (exp(splat(t.lse[i][row] - base))[0] * inverse);
+        const In* part = static_cast<const In*>(t.O[i]) + row * t.Dv + begin;
+        const float weight = exp(splat(t.lse[i][row] - base))[0] * inverse;
+        for (int d = 0; d < n; d += W) o[d / W] += load_n(part + d, n - d) * weight;
       }
-      store_n(out + row * t.Dv + d, o, t.Dv - d);
+      for (int d = 0; d < n; d += W) store_n(out + row * t.Dv + begin + d, o[d / W], n - d);
     }
     if (t.out_lse) t.out_lse[row] = total == 0.f ? -kInf : m + __builtin_logf(total);
   }
