@@ -22,7 +22,10 @@ constexpr int kSplitsPerThread = 8;
 int64_t tile_floats(const Tile& tile, const Problem& p) {
   constexpr int64_t kPad = 32;
   const int64_t keys = tile.bk + kPad, D = p.D + kPad, Dv = p.Dv + kPad;
-  if (tile.kernel == Kernel::decode) return tile.bq * (D + Dv + keys) + tile.bk * std::max(D, Dv);
+  if (tile.kernel == Kernel::decode) {
+    const int64_t copy = tile.bk * std::max(D, Dv);
+    return tile.bq * (D + Dv + keys) + (p.dtype == DType::F32 ? copy : copy / 2);
+  }
   return (tile.bq + kPad) * (D + Dv + keys) + keys * (D + Dv) + 16 * std::max(D, Dv);
 }
 

@@ -23,7 +23,7 @@ struct DecodeScratch {
   E *Q, *P;  // P takes the place of S, row by row
   float *S, *O, *bias;
   State* state;
-  void* tile;  // [bk, D] or [bk, Dv] where rows are not contiguous
+  void* tile;  // [bk, D] or [bk, Dv] where values of a row are not contiguous
   int ldq, lds, ldp, ldo;
   size_t bytes;
 
@@ -38,7 +38,8 @@ struct DecodeScratch {
     O = scratch.take(rows * ldo);
     bias = scratch.take(lds);
     state = scratch.take<State>(rows);
-    tile = scratch.take(size_t(bk) * (p.D > p.Dv ? p.D : p.Dv));
+    const bool strided = p.Ks.col != 1 || p.Vs.col != 1;
+    tile = scratch.take<T>(strided ? size_t(bk) * (p.D > p.Dv ? p.D : p.Dv) : 0);
     bytes = scratch.bytes();
   }
 };
