@@ -8,7 +8,7 @@ import pytest
 from cases import DTYPES, Case, expected, make, poison, replace, to_numpy
 from features import FEATURES, MASKS, case
 from memory import MiB, added
-from mlx_sdpa_ext import _ext, attention
+from mlx_sdpa_ext import _ext, attention, limits
 from pairwise import pairwise
 from test_gradients import check_gradients, cotangents, function, primals, reference_gradients
 from tolerances import check_grad
@@ -192,8 +192,8 @@ def gradient_memory(L: int, dtype: mx.Dtype) -> int:
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
 def test_memory_is_linear_in_the_length(dtype):
     """Above inputs and results; the scores of 4096 would be 256 MiB in float32."""
-    _ext.set_cpu_threads(2)
-    short, long = (gradient_memory(L, getattr(mx, dtype)) for L in (2048, 4096))
+    with limits.using(cpu_threads=2):  # each has tiles of its own
+        short, long = (gradient_memory(L, getattr(mx, dtype)) for L in (2048, 4096))
     assert long < 16 * MiB
     assert long <= 2.2 * short
 

@@ -10,6 +10,12 @@ from memory import MiB, added, process_peak, reset_process_peak
 from mlx_sdpa_ext import _ext, attention, limits
 
 
+@pytest.fixture(autouse=True)
+def two_threads(default_cpu):
+    """Bounds are of as many: each thread has tiles of its own."""
+    _ext.set_cpu_threads(2)
+
+
 def normal(*shape, dtype=mx.float32):
     return mx.random.normal(shape, dtype=dtype)
 
@@ -209,7 +215,6 @@ def test_a_bool_mask_of_one_row_costs_nothing_in_decode():
 TILES = 2 * MiB  # Q, K, V, S and O tiles of one thread fit its L2 cache
 
 
-@pytest.mark.usefixtures("default_cpu")
 @pytest.mark.parametrize(
     ("Lq", "Lk", "chunk_size"), [(1, 8192, 0), (1, 8192, 2048), (64, 4096, 1000), (300, 500, 0)]
 )
