@@ -67,7 +67,7 @@ def test_the_self_test_runs_every_kernel_in_every_feature():
 def test_the_self_test_as_a_table(capsys):
     code, output, _ = call_in_process(capsys, "doctor", "--selftest", "--only", "decode_float32")
     assert code == 0
-    assert "sdpa_decode_float32_d1024_v1024_bq8_bk128_" in output
+    assert "sdpa_decode_float32_d1024_v1024_bq8_bk256_" in output
     for title in selftest.FEATURES:
         assert title in output
 
