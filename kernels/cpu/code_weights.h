@@ -61,7 +61,7 @@ struct CodeWeights : CodeTask<T, bits> {
     const int row0 = strip * R, rows = t.rows - row0 < R ? t.rows - row0 : R;
     Vec top[R], total[R] = {};
     float factor[R], base[W];
-    largest(strip, key, n, blocks, mask_rows, top, factor);
+    largest(strip, key, n, blocks, masked, mask_rows, top, factor);
     const Vec tile_m = fold_rows<Larger>(top), m = load(s.m + row0);
     const Vec new_m = select(tile_m > m, tile_m, m), nothing = splat(-kInf);
     const Vec from = select(new_m == nothing, Vec{}, new_m);  // -inf - -inf would be NaN
@@ -86,14 +86,13 @@ struct CodeWeights : CodeTask<T, bits> {
   }
 
  private:
-  // Maxima by lanes of the scores of a strip, which are factor * S.
-  void largest(int strip, int key, int n, Keys blocks, MaskRows* mask_rows, Vec (&top)[R],
-               float (&factor)[R]) {
+  // Maxima by lanes of the scores of a strip, which are factor * S; `masked` if some of them are hidden.
+  void largest(int strip, int key, int n, Keys blocks, bool masked, MaskRows* mask_rows,
+               Vec (&top)[R], float (&factor)[R]) {
     const int row0 = strip * R, rows = t.rows - row0 < R ? t.rows - row0 : R, lds = s.lds;
     float* const S = s.S + size_t(row0) * lds;
     for (int r = 0; r < R; ++r) top[r] = splat(-kInf);
-    if (mask_rows || p.softcap != 0.f || p.scale <= 0.f || blocks.end * kPairKeys > n ||
-        hides(strip, key, n, blocks)) {
+    if (masked || p.softcap != 0.f || p.scale <= 0.f || blocks.end * kPairKeys > n) {
       const Keys seen = this->strip_keys(strip, key, n);
       for (int r = 0; r < rows; ++r) {
         const Row row = row_of(p, t.hkv, t.row0 + row0 + r);
