@@ -1,17 +1,18 @@
-// Fetches K and V into L1 ahead of a decode kernel, in the order of memory.
+// Fetches K and V into L2 ahead of a decode kernel, in the order of memory.
 //
 // A core that is to read at the speed of memory has to ask for one line after the other: hardware prefetchers follow
 // that, and lose track where a kernel reads 2 rows in turns (40 and 24 GB/s, two cores of a Zen 5). So the kernel asks
-// here for as many lines as it reads, kAhead in front of where it is; what it reads it finds in L1, in any order.
+// here for as many lines as it reads, kAhead in front of where it is; what it reads it finds in L2, in any order.
+// Fetched into L1, it takes up to 1.7 times as long on two cores of a Zen 4, and up to 1.07 times on a Sapphire Rapids.
 #pragma once
 
 #include "kernels/cpu/simd.h"
 
 namespace sdpa::cpu::SDPA_ISA {
 
-constexpr int kLine = 64;  // bytes of a cache line, or half of one
-// Bytes; L1 has to hold twice that, and the rows of Q or O. 24 KiB are slower than 12.
-constexpr int kAhead = 16 << 10;
+constexpr int kLine = 64;         // bytes of a cache line, or half of one
+constexpr int kAhead = 32 << 10;  // bytes; L2 has to hold twice that
+constexpr int kIntoL2 = 2;        // __builtin_prefetch's locality
 
 // Rows of K or V, in bytes: row j at `at + j * step`; `row` is 0 where the kernel copies them first.
 struct Lane {
@@ -31,7 +32,7 @@ struct Lines {
   SDPA_INLINE void fetch() {
 #pragma GCC unroll 32
     for (int i = 0; i < N; ++i) {
-      __builtin_prefetch(at, 0, 3);
+      __builtin_prefetch(at, 0, kIntoL2);
       at += step;
     }
     if ((left -= N * kLine) > 0) return;
@@ -85,7 +86,8 @@ class Ahead {
   const char* here() const { return lanes_[turn_].at + int64_t(key_ + row_) * lanes_[turn_].step; }
   void fetch_row() {
     if (key_ >= end_) return;
-    for (int64_t b = 0; b < lanes_[turn_].row; b += kLine) __builtin_prefetch(here() + b, 0, 3);
+    for (int64_t b = 0; b < lanes_[turn_].row; b += kLine)
+      __builtin_prefetch(here() + b, 0, kIntoL2);
     skip(1);
   }
   void skip(int rows) {  // of the same tile

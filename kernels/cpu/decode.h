@@ -3,7 +3,7 @@
 //
 // One task: the rows of one KV head (all heads of the GQA group, rows.h) against the keys [key0, key1).
 //   for each tile j of bk keys:
-//     S = Q @ K[j]^T                 V[j] is fetched into L1 meanwhile: ahead.h
+//     S = Q @ K[j]^T                 V[j] is fetched into L2 meanwhile: ahead.h
 //     m, l, P, alpha = online softmax of S
 //     O = O * alpha + P @ V[j]       K[j + 1] is fetched meanwhile
 // Rows in strips of up to 8: a strip after the first finds the tile in the caches.

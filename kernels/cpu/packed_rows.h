@@ -59,7 +59,7 @@ struct Piece {
   SDPA_INLINE void fetch() {
     if (n <= 0) return;
 #pragma GCC unroll 2
-    for (int i = 0; i < N; ++i) __builtin_prefetch(at + i * kLine, 0, 3);
+    for (int i = 0; i < N; ++i) __builtin_prefetch(at + i * kLine, 0, kIntoL2);
     at += N * kLine;
     n -= N;
   }
@@ -135,7 +135,7 @@ struct PackedRows {
     }
     for (int j = 0; j < n; ++j)
       for (int64_t i = 0; i < bytes; i += kLine)
-        __builtin_prefetch(static_cast<const char*>(rows) + j * step + i, 0, 3);
+        __builtin_prefetch(static_cast<const char*>(rows) + j * step + i, 0, kIntoL2);
   }
 
   template <int bits>
