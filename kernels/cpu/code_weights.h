@@ -182,9 +182,7 @@ struct CodeWeights : CodeTask<T, bits> {
 
   // Pairs of the low halves of both, lane by lane
   SDPA_INLINE static __m512i low_halves(UVec a, UVec b) {
-    const IVec low = iota() * 2;
-    return _mm512_permutex2var_epi16(
-        bits_as<__m512i>(a), bits_as<__m512i>(low | (low + 2 * W) << 16), bits_as<__m512i>(b));
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, bits_as<__m512i>(a), bits_as<__m512i>(b << 16));
   }
 
   // Lane r: all lanes of a[r]

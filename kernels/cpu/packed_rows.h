@@ -10,6 +10,7 @@ namespace sdpa::cpu::SDPA_ISA {
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "codes are read as bytes of words");
 
 constexpr int kMostWords = 1024 * 8 / 32;  // of a row of the largest head dimension
+constexpr int kPage = 4096;                // bytes; or a part of a page
 
 // Codes [0, W) of those that start at `at`, as integers.
 template <int bits>
@@ -114,9 +115,14 @@ struct PackedRows {
     fetch(scales + key * scale.row, scale.row * int64_t(sizeof(T)), groups, n);
     fetch(biases + key * bias.row, bias.row * int64_t(sizeof(T)), groups, n);
     const uint32_t* at = words + key * word.row;
-    if (word.row * 4 == bytes) return {reinterpret_cast<const char*>(at), int(n * bytes / kLine)};
-    fetch(at, word.row * 4, bytes, n);
-    return {};
+    if (word.row * 4 != bytes) {
+      fetch(at, word.row * 4, bytes, n);
+      return {};
+    }
+    // A line of each page, so that where it lies in memory is known when the others are fetched.
+    const char* lines = reinterpret_cast<const char*>(at);
+    for (int64_t i = 0; i < n * bytes; i += kPage) __builtin_prefetch(lines + i, 0, kIntoL2);
+    return {lines, int(n * bytes / kLine)};
   }
 
   SDPA_INLINE float scale_of(int j, int g) const {
