@@ -64,6 +64,12 @@ class Ahead {
     for (int64_t got = 0; got < kAhead && key_ < end_; fetch_row()) got += lanes_[turn_].row;
   }
 
+  // How many keys a kernel that reads n at a time announces to `next` at once, both powers of two: more where rows lie side by
+  // side, so that fewer calls stand between its products.
+  int at_once(int n) const {
+    return lanes_[0].step == lanes_[0].row && lanes_[1].step == lanes_[1].row ? kAtOnce : n;
+  }
+
   // The kernel is about to read n keys: what it is to fetch meanwhile.
   __attribute__((noinline)) Lines next(int n) {
     Lines lines{lanes_[0].at, lanes_[0].at};
@@ -83,6 +89,8 @@ class Ahead {
   }
 
  private:
+  static constexpr int kAtOnce = 32;
+
   const char* here() const { return lanes_[turn_].at + int64_t(key_ + row_) * lanes_[turn_].step; }
   void fetch_row() {
     if (key_ >= end_) return;

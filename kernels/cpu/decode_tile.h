@@ -29,8 +29,10 @@ void tile_scores(const Matrix<T>& K, int n, int D, const E* Q, int ldq, float* S
   constexpr int N = kSums / R;  // keys at a time
   constexpr int kBytes = N * X::kValues * int(sizeof(T));
   constexpr int kEvery = kBytes < kLine ? kLine / kBytes : 1;
+  const int asks = ahead.at_once(N);
+  Lines lines{};
   for (int j = 0; j < n; j += N) {
-    Lines lines = First ? ahead.next(N) : Lines{};
+    if (First && (j & (asks - 1)) == 0) lines = ahead.next(n - j < asks ? n - j : asks);
     const T* k[N];
     for (int i = 0; i < N; ++i) k[i] = K[j + i < n ? j + i : n - 1];
     Vec sums[kSums] = {};
