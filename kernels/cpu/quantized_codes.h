@@ -38,8 +38,12 @@ struct QuantizedCodes : CodeValues<T, bits> {
  private:
   template <int groups>
   void attend() {
-    this->template load_rows<groups>();
     const Keys keys = task_keys(p, t);
+    // The first tile of K is on its way while Q is rounded.
+    const int first_keys = keys.end - keys.begin < t.bk ? keys.end - keys.begin : t.bk;
+    for (Piece first = K.ahead(keys.begin, first_keys, p.D); first.n > 0;)
+      first.template fetch<1>();
+    this->template load_rows<groups>();
     for (int key = keys.begin; key < keys.end; key += t.bk) {
       const int n = keys.end - key < t.bk ? keys.end - key : t.bk;
       const Cover cover = p.mask == MaskKind::None ? Cover::Open : mask_cover(p, x, t, key, n);
