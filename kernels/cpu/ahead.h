@@ -18,6 +18,8 @@ constexpr int kIntoL2 = 2;        // __builtin_prefetch's locality
 struct Lane {
   const char* at;
   int64_t step, row;
+
+  bool in_one_piece() const { return step == row; }
 };
 
 // Lines to fetch, one after the other: so many bytes of one piece of memory, then another.
@@ -67,7 +69,7 @@ class Ahead {
   // How many keys a kernel that reads n at a time announces to `next` at once, both powers of two: more where rows lie side by
   // side, so that fewer calls stand between its products.
   int at_once(int n) const {
-    return lanes_[0].step == lanes_[0].row && lanes_[1].step == lanes_[1].row ? kAtOnce : n;
+    return lanes_[0].in_one_piece() && lanes_[1].in_one_piece() ? kAtOnce : n;
   }
 
   // The kernel is about to read n keys: what it is to fetch meanwhile.
@@ -77,7 +79,7 @@ class Ahead {
       const Lane& lane = lanes_[turn_];
       const int tile = end_ - key_ < bk_ ? end_ - key_ : bk_;
       const int rows = tile - row_ < n ? tile - row_ : n;
-      if (lane.step == lane.row) {
+      if (lane.in_one_piece()) {
         lines.add(here(), rows * lane.row);
         skip(rows);
       } else {

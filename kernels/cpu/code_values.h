@@ -36,7 +36,7 @@ struct CodeValues : CodeWeights<T, bits> {
                                    : &CodeValues::add_values<groups, false>;
             (this->*add)(strip, g, vector, blocks, last, v.from_word(w), tail.from_word(w), part);
           }
-      while (part.n > 0) part.template fetch<1>();  // K can have more of them
+      part.fetch_all();  // K can have more of them
     }
   }
 

@@ -64,6 +64,9 @@ struct Piece {
     at += N * kLine;
     n -= N;
   }
+  void fetch_all() {
+    while (n > 0) fetch<1>();
+  }
 };
 
 // Dequantized to E_.

@@ -39,13 +39,14 @@ struct QuantizedCodes : CodeValues<T, bits> {
   template <int groups>
   void attend() {
     const Keys keys = task_keys(p, t);
-    // The first tile of K is on its way while Q is rounded.
-    const int first_keys = keys.end - keys.begin < t.bk ? keys.end - keys.begin : t.bk;
-    for (Piece first = K.ahead(keys.begin, first_keys, p.D); first.n > 0;)
-      first.template fetch<1>();
+    const auto keys_at = [&](int key) { return keys.end - key < t.bk ? keys.end - key : t.bk; };
+    const auto ahead_at = [&](int key) {
+      return key < keys.end ? K.ahead(key, keys_at(key), p.D) : Piece{};
+    };
+    ahead_at(keys.begin).fetch_all();  // on its way while Q is rounded
     this->template load_rows<groups>();
     for (int key = keys.begin; key < keys.end; key += t.bk) {
-      const int n = keys.end - key < t.bk ? keys.end - key : t.bk;
+      const int n = keys_at(key);
       const Cover cover = p.mask == MaskKind::None ? Cover::Open : mask_cover(p, x, t, key, n);
       if (cover == Cover::Hidden) continue;
       const auto k = K.from(key), v = V.from(key);
@@ -55,9 +56,8 @@ struct QuantizedCodes : CodeValues<T, bits> {
       pack_groups(v.scales, v.scale, n, s.groups_v, s.keys, s.scales);
       pack_groups(v.biases, v.bias, n, s.groups_v, s.keys, s.biases);
       this->level_groups(n);
-      const int next = key + n, left = keys.end - next < t.bk ? keys.end - next : t.bk;
       this->template values<groups>(v.words_of(n, p.Dv, s.copies), key, n, cover == Cover::Partial,
-                                    left > 0 ? K.ahead(next, left, p.D) : Piece{});
+                                    ahead_at(key + n));
     }
     this->template finish_rows<groups>();
   }
