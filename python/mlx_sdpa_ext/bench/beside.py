@@ -1,11 +1,11 @@
 """A call of ours beside the same call of stock, in one run."""
 
-import statistics
 from functools import partial
 
 import mlx.core as mx
 
 from .. import attention
+from .between_reads import between_reads
 from .measure import seconds
 from .side_by_side import Q_SCALE, Inputs, side_by_side, v_scale
 
@@ -43,25 +43,21 @@ def beside_stock(
 ) -> dict:
     """One case on both; FLOPs count the visible scores only.
 
-    sets:      of K and V that take turns for ours, so that none is found in a cache. Beyond 1, q is
-               of chained_operands, and calls of ours follow each other in one graph
-    read_rate: what the device reads in GB/s; asked before and after ours, as memory can have better
-               and worse minutes
+    sets:      of K and V that take turns for ours, so that none is found in a cache; q is then of
+               chained_operands, and calls of ours follow each other in one graph
+    read_rate: asked between them what the device reads in GB/s, where there is more than one set
     """
     q, k, v = arrays
     call = {"scale": q.shape[-1] ** -0.5, "mask": mask}
     route = attention.explain(q, k, v, path=path, **call)
     run = partial(attention.scaled_dot_product_attention, path=path, **call)
-    reads = [read_rate()] if read_rate else []
     if sets > 1:
         copies = [(k, v), *((mx.array(k), mx.array(v)) for _ in range(sets - 1))]
         mx.eval(copies)
-        inputs = [Inputs(q, pair) for pair in copies]
-        ours = timed({"ours": run}, inputs, True, ours_repeats)["ours"]
+        taken = between_reads(run, [Inputs(q, pair) for pair in copies], ours_repeats, read_rate)
     else:
-        ours = seconds(partial(run, q, k, v), ours_repeats)
-    reads += [read_rate()] if read_rate else []
-    kv_rate = (k.nbytes + v.nbytes) / ours["median_s"] / 1e9
+        taken = {"ours": seconds(partial(run, q, k, v), ours_repeats)}
+    ours = taken["ours"]
     theirs = seconds(partial(stock, q, k, v, **call), stock_repeats, warm_up=warm_up)
     return {
         "case": name,
@@ -73,10 +69,10 @@ def beside_stock(
         "path": route.path,
         "kernel": route.kernel,
         "flops": route.flops,
-        "ours": ours,
+        **taken,
         "stock": theirs,
         "ours_gflops": route.flops / ours["median_s"] / 1e9,
         "stock_gflops": route.flops / theirs["median_s"] / 1e9,
-        "kv_gb_per_s": kv_rate,
+        "kv_gb_per_s": (k.nbytes + v.nbytes) / ours["median_s"] / 1e9,
         "speedup": theirs["median_s"] / ours["median_s"],
-    } | ({"read_gb_per_s": reads, "of_read": kv_rate / statistics.mean(reads)} if reads else {})
+    }

@@ -42,8 +42,8 @@ def _speed(quick: bool, torch: Torch | None) -> Iterator[dict]:
             arrays = chained_operands(8, 1, 1, keys, D, D, dtype)
             nbytes = arrays[1].nbytes + arrays[2].nbytes
             sets = ceilings.input_sets(nbytes)
-            read_rate = partial(ceilings.fastest_read, nbytes, sets, 5, torch)
-            result = beside_stock("decode", arrays, None, 3, 25, sets=sets, read_rate=read_rate)
+            rate = ceilings.cpu_read(nbytes, sets, 5, torch)
+            result = beside_stock("decode", arrays, None, 3, 25, sets=sets, read_rate=rate)
             yield result | _torch(result, torch)
     for rows in (4, 16, 48):
         arrays = operands(8, 1, rows, keys, 256, 256, "float32")
