@@ -17,14 +17,14 @@ constexpr int kTasksPerThread = 2;
 // The same where decode splits the keys: a thread that wakes up late, or whose core is slower, takes fewer.
 constexpr int kSplitsPerThread = 8;
 
-// Floats of one thread's tiles: Q, S, O and a copy of strided rows, for prefill and quantized caches also K and V. Dimensions
+// Floats of one thread's tiles: Q, S, O, for decode the mask and a copy of strided rows, for the others K and V. Dimensions
 // are padded to the widest vector and micro-tile: no instruction set needs more.
 int64_t tile_floats(const Tile& tile, const Problem& p) {
   constexpr int64_t kPad = 32;
   const int64_t keys = tile.bk + kPad, D = p.D + kPad, Dv = p.Dv + kPad;
   if (tile.kernel == Kernel::decode) {
     const int64_t copy = tile.bk * std::max(D, Dv);
-    return tile.bq * (D + Dv + keys) + (p.dtype == DType::F32 ? copy : copy / 2);
+    return tile.bq * (D + Dv + 2 * keys) + keys + (p.dtype == DType::F32 ? copy : copy / 2);
   }
   return (tile.bq + kPad) * (D + Dv + keys) + keys * (D + Dv) + 16 * std::max(D, Dv);
 }

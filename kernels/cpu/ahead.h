@@ -72,8 +72,25 @@ class Ahead {
     return lanes_[0].in_one_piece() && lanes_[1].in_one_piece() ? kAtOnce : n;
   }
 
+  // The kernel is about to work on so many vectors of n keys' scores, and to read no keys: what it is to fetch, a line for
+  // each. It fetches that much less while it reads, so that memory is asked at one pace.
+  SDPA_NOINLINE Lines between(int vectors, int n) {
+    const bool apart = !lanes_[0].in_one_piece() || !lanes_[1].in_one_piece();
+    const int keys = apart || key_ >= end_ ? 0 : int(int64_t(vectors) * kLine / lanes_[turn_].row);
+    kept_ = (int64_t(keys) << 16) / (2 * n);
+    return take(keys);
+  }
+
   // The kernel is about to read n keys: what it is to fetch meanwhile.
-  __attribute__((noinline)) Lines next(int n) {
+  SDPA_NOINLINE Lines next(int n) {
+    owed_ += n * kept_;
+    n -= int(owed_ >> 16);
+    owed_ &= 0xffff;
+    return take(n);
+  }
+
+ private:
+  Lines take(int n) {
     Lines lines{lanes_[0].at, lanes_[0].at};
     while (n > 0 && key_ < end_) {
       const Lane& lane = lanes_[turn_];
@@ -90,7 +107,6 @@ class Ahead {
     return lines;
   }
 
- private:
   static constexpr int kAtOnce = 32;
 
   const char* here() const { return lanes_[turn_].at + int64_t(key_ + row_) * lanes_[turn_].step; }
@@ -110,6 +126,8 @@ class Ahead {
 
   Lane lanes_[2];
   int bk_, end_;
+  int64_t kept_ = 0;  // what is not fetched meanwhile of a key that is read, in 65536ths
+  int64_t owed_ = 0;  // the same of those read so far, up to one key
   int key_ = 0, turn_ = 0, row_ = 0;  // the tile it is in, whether in its K or V, the row
 };
 

@@ -136,7 +136,7 @@ struct CodeWeights : CodeTask<T, bits> {
       if (first) {
 #pragma GCC unroll 4
         for (int i = 0; i < M; ++i) P[i] = P[i] * factor - base;
-        exp2_up_to_127(P);
+        exp2_up_to_127<true>(P);
 #pragma GCC unroll 4
         for (int i = 0; i < M; ++i) so_far += P[i];
         if (!last)

@@ -4,15 +4,15 @@
 // One task: the rows of one KV head (all heads of the GQA group, rows.h) against the keys [key0, key1).
 //   for each tile j of bk keys:
 //     S = Q @ K[j]^T                 V[j] is fetched into L2 meanwhile: ahead.h
-//     m, l, P, alpha = online softmax of S
+//     m, l, P, alpha = online softmax of S, while fetching goes on
 //     O = O * alpha + P @ V[j]       K[j + 1] is fetched meanwhile
 // Rows in strips of up to 8: a strip after the first finds the tile in the caches.
 #pragma once
 
+#include "kernels/cpu/decode_softmax.h"
 #include "kernels/cpu/decode_tile.h"
 #include "kernels/cpu/pack.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/cpu/softmax.h"
 
 namespace sdpa::cpu::SDPA_ISA {
 
@@ -20,24 +20,26 @@ template <typename T>
 struct DecodeScratch {
   using E = typename Operand<T>::E;
 
-  E *Q, *P;  // P takes the place of S, row by row
-  float *S, *O, *bias;
-  State* state;
+  E* Q;
+  float *S, *O;            // P takes the place of S, strip by strip
+  float *bias, *row_bias;  // of a strip, in the order of S; of a row
+  StripState* state;
   void* tile;  // [bk, D] or [bk, Dv] where values of a row are not contiguous
-  int ldq, lds, ldp, ldo;
+  int keys, ldq, ldo;
   size_t bytes;
 
   DecodeScratch(const Params& p, int bq, int bk, void* base)
-      : ldq(round_up(p.D, Operand<T>::kValues)), lds(round_up(bk, W)),
-        ldp(lds * int(sizeof(float) / sizeof(E))), ldo(round_up(p.Dv, Operand<T>::kColumns)) {
+      : keys(round_up(bk, kSums)), ldq(round_up(p.D, Operand<T>::kValues)),
+        ldo(round_up(p.Dv, Operand<T>::kColumns)) {
     const size_t rows = round_up(bq, kStrip);
     Scratch scratch(base);
     Q = scratch.take<E>(rows * ldq);
-    S = scratch.take(rows * lds);
-    P = reinterpret_cast<E*>(S);
+    S = scratch.take(rows * keys);
     O = scratch.take(rows * ldo);
-    bias = scratch.take(lds);
-    state = scratch.take<State>(rows);
+    const size_t biases = p.mask == MaskKind::None ? 0 : keys;
+    bias = scratch.take(kStrip * biases);
+    row_bias = scratch.take(biases);
+    state = scratch.take<StripState>(rows / kStrip);
     const bool strided = p.Ks.col != 1 || p.Vs.col != 1;
     tile = scratch.take<T>(strided ? size_t(bk) * (p.D > p.Dv ? p.D : p.Dv) : 0);
     bytes = scratch.bytes();
@@ -75,33 +77,43 @@ struct Decode {
       if (fetched != key) ahead.start(key);
       fetched = key + n;
       scores(key, n, ahead);
-      softmax(key, n, cover == Cover::Partial);
+      softmax(key, n, cover == Cover::Partial, ahead);
       output(key, n, ahead);
     }
-    for (int r = 0; r < t.rows; ++r)
-      finish_row<T>(p, t, row_of(p, t.hkv, t.row0 + r), s.state[r], s.O + r * s.ldo);
+    for_strips([&](auto R, auto, int row0) {
+      for (int r = 0; r < R && row0 + r < t.rows; ++r)
+        finish_row<T>(p, t, row_of(p, t.hkv, t.row0 + row0 + r), state(row0).template row<R>(r),
+                      s.O + (row0 + r) * s.ldo);
+    });
   }
 
  private:
+  StripState& state(int row0) const { return s.state[row0 / kStrip]; }
+  float* S(int row0) const { return s.S + size_t(row0) * s.keys; }
+  E* P(int row0) const { return reinterpret_cast<E*>(S(row0)); }
+
   // Q, and O, m, l as they stand before the first key. Rows that fill up a strip are zeros.
   void load_rows() {
-    for (int r = 0; r < round_up(t.rows, kStrip); ++r) {
-      E* q = s.Q + r * s.ldq;
-      float* o = s.O + r * s.ldo;
-      for (int d = 0; d < s.ldq; ++d) q[d] = E{};
-      for (int d = 0; d < s.ldo; ++d) o[d] = 0.f;
-      if (r >= t.rows) continue;
-      const Row row = row_of(p, t.hkv, t.row0 + r);
-      const T* from = row_of_operand<T>(x.Q, p.Qs, t.b, row);
-      for (int d = 0; d < p.D; ++d) {
-        if constexpr (std::is_same_v<E, T>) {
-          q[d] = from[d * p.Qs.col];
-        } else {
-          q[d] = widen(from[d * p.Qs.col]);
-        }
+    for_strips([&](auto R, auto, int row0) {
+      for (int r = 0; r < R; ++r) state(row0).template start<R>(r, load_row(row0 + r));
+    });
+  }
+  State load_row(int r) {
+    E* q = s.Q + r * s.ldq;
+    float* o = s.O + r * s.ldo;
+    for (int d = 0; d < s.ldq; ++d) q[d] = E{};
+    for (int d = 0; d < s.ldo; ++d) o[d] = 0.f;
+    if (r >= t.rows) return {-kInf, 0.f};
+    const Row row = row_of(p, t.hkv, t.row0 + r);
+    const T* from = row_of_operand<T>(x.Q, p.Qs, t.b, row);
+    for (int d = 0; d < p.D; ++d) {
+      if constexpr (std::is_same_v<E, T>) {
+        q[d] = from[d * p.Qs.col];
+      } else {
+        q[d] = widen(from[d * p.Qs.col]);
       }
-      s.state[r] = start_row<T>(p, x, t, row, s.ldo, o);
     }
+    return start_row<T>(p, x, t, row, s.ldo, o);
   }
 
   // Rows [key, key + n) of K or V: where they lie, or copied where their values are not contiguous.
@@ -119,38 +131,49 @@ struct Decode {
     return {reinterpret_cast<const char*>(at), strides.row * item, strides.col == 1 ? D * item : 0};
   }
 
-  // S = Q @ K[j]^T; a short last group repeats its last key and leaves columns that the softmax cuts off
+  // S = Q @ K[j]^T
   void scores(int key, int n, Ahead& ahead) {
     const Matrix<T> tile = rows(K, p.Ks, key, n, p.D);
     for_strips([&](auto R, auto first, int r) {
-      tile_scores<R, first>(tile, n, p.D, s.Q + r * s.ldq, s.ldq, s.S + r * s.lds, s.lds, ahead);
+      tile_scores<R, first>(tile, n, p.D, s.Q + r * s.ldq, s.ldq, S(r), ahead);
     });
   }
 
-  void softmax(int key, int n, bool masked) {
-    MaskRows mask_rows(p, x, t.b, key, n, s.bias);
-    for (int r = 0; r < t.rows; ++r) {
-      const Row row = row_of(p, t.hkv, t.row0 + r);
-      const Keys seen = visible_keys(p, row.iq);
-      const RowTile tile{
-          s.S + r * s.lds,
-          0,
-          vectors(n),
-          {seen.begin - key, seen.end - key < n ? seen.end - key : n},
-          masked ? mask_rows(row) : nullptr,
-      };
-      const float alpha = softmax_row(p, tile, s.state[r], s.P + r * s.ldp);
-      if (alpha == 1.f) continue;
-      float* o = s.O + r * s.ldo;
-      for (int d = 0; d < s.ldo; d += W) store(o + d, load(o + d) * alpha);
-    }
+  // m, l and P of S; O = O * alpha
+  void softmax(int key, int n, bool masked, Ahead& ahead) {
+    MaskRows mask_rows(p, x, t.b, key, n, s.row_bias);
+    for_strips([&](auto R, auto first, int row0) {
+      constexpr int N = kSums / R;
+      LaneKeys seen;
+      bool cut = n % N != 0;
+      for (int r = 0; r < R; ++r) {
+        const bool filled = row0 + r < t.rows;  // else it sees what the first one does
+        const Row row = row_of(p, t.hkv, t.row0 + (filled ? row0 + r : row0));
+        const Keys all = visible_keys(p, row.iq);
+        cut |= all.begin > key || all.end < key + n;
+        seen.template set<R>(r, {all.begin - key, all.end - key < n ? all.end - key : n});
+        if (!masked) continue;
+        const float* bias = mask_rows(row);
+        for (int j = 0; j < n; ++j) s.bias[strip_index<R>(r, j)] = bias[j];
+      }
+      const StripTile tile{S(row0), (n + N - 1) / N, cut ? &seen : nullptr,
+                           masked ? s.bias : nullptr};
+      float alpha[R];
+      const Lines lines = first ? ahead.between(tile.groups * kSums / W, n) : Lines{};
+      softmax_strip<R, first>(p, tile, state(row0), P(row0), alpha, lines);
+      for (int r = 0; r < R; ++r) {
+        if (alpha[r] == 1.f) continue;
+        float* o = s.O + (row0 + r) * s.ldo;
+        for (int d = 0; d < s.ldo; d += W) store(o + d, load(o + d) * alpha[r]);
+      }
+    });
   }
 
   // O = O + P @ V[j]
   void output(int key, int n, Ahead& ahead) {
     const Matrix<T> tile = rows(V, p.Vs, key, n, p.Dv);
     for_strips([&](auto R, auto first, int r) {
-      tile_output<R, first>(tile, n, p.Dv, s.P + r * s.ldp, s.ldp, s.O + r * s.ldo, s.ldo, ahead);
+      tile_output<R, first>(tile, n, p.Dv, P(r), s.O + r * s.ldo, s.ldo, ahead);
     });
   }
 

@@ -4,12 +4,11 @@
 
 #include "kernels/cpu/ahead.h"
 #include "kernels/cpu/decode_operands.h"
+#include "kernels/cpu/strip.h"
 #include "kernels/cpu/transpose.h"
 
 namespace sdpa::cpu::SDPA_ISA {
 
-constexpr int kSums = W >= 16 ? 16 : 8;  // accumulators: they hide the latency of multiply-add
-constexpr int kStrip = 8;                // rows at most that share what is read
 // Bytes of V, in L1, that are multiplied while columns of O are in registers.
 constexpr int kTogether = 16 << 10;
 
@@ -21,10 +20,9 @@ SDPA_INLINE void sum_lanes(Vec (&a)[kSums]) {
   if constexpr (2 * S < W) sum_lanes<2 * S, N / 2>(a);
 }
 
-// S [R, n] = Q [R, D] @ K [n, D]^T. Columns up to the next multiple of kSums / R are written too.
+// S [R, n] = Q [R, D] @ K [n, D]^T in the order of strip_index. A short last group repeats its last key.
 template <int R, bool First, typename T, typename E>
-void tile_scores(const Matrix<T>& K, int n, int D, const E* Q, int ldq, float* S, int lds,
-                 Ahead& ahead) {
+void tile_scores(const Matrix<T>& K, int n, int D, const E* Q, int ldq, float* S, Ahead& ahead) {
   using X = Operand<T>;
   constexpr int N = kSums / R;  // keys at a time
   constexpr int kBytes = N * X::kValues * int(sizeof(T));
@@ -61,16 +59,16 @@ void tile_scores(const Matrix<T>& K, int n, int D, const E* Q, int ldq, float* S
       }
     }
     sum_lanes(sums);
-    float out[kSums];
-    for (int i = 0; i < kSums / W; ++i) store(out + i * W, sums[i]);
-    for (int r = 0; r < R; ++r) __builtin_memcpy(S + r * lds + j, out + r * N, N * sizeof(float));
+#pragma GCC unroll 2
+    for (int i = 0; i < kSums / W; ++i) store(S + j * R + i * W, sums[i]);
   }
 }
 
 // O [R, C * W] += P [R, n] @ V [n, C * W], of which V has `columns`: O is in registers from the first key to the last.
-template <int R, int C, bool Whole, bool First, typename T, typename E>
-SDPA_INLINE void tile_columns(const Matrix<T>& V, int n, int columns, const E* P, int ldp, float* O,
-                              int ldo, Lines& lines) {
+// P is that of R of the `Strip` rows of a strip, and of keys from a whole group on.
+template <int R, int Strip, int C, bool Whole, bool First, typename T, typename E>
+SDPA_INLINE void tile_columns(const Matrix<T>& V, int n, int columns, const E* P, float* O, int ldo,
+                              Lines& lines) {
   using X = Operand<T>;
   constexpr int kBytes = X::kKeys * C * W * int(sizeof(T));
   constexpr int kEvery = kBytes < kLine ? kLine / kBytes : 1;
@@ -86,7 +84,7 @@ SDPA_INLINE void tile_columns(const Matrix<T>& V, int n, int columns, const E* P
     X::template load_keys<all, Whole>(V, j, columns, v);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec p = X::splat_keys(P + r * ldp + j);
+      const Vec p = X::splat_keys(P + strip_index<Strip>(r, j));
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) o[r][c] = X::add(o[r][c], p, v[c]);
     }
@@ -101,27 +99,28 @@ SDPA_INLINE void tile_columns(const Matrix<T>& V, int n, int columns, const E* P
   }
 }
 
-// O [R, Dv] += P [R, n] @ V [n, Dv], where P has zeros up to a multiple of the keys that are multiplied at a time.
+// O [R, Dv] += P [R, n] @ V [n, Dv], where P, in the order of strip_index, has zeros for what its last group lacks.
 template <int R, bool First, typename T, typename E>
-void tile_output(const Matrix<T>& V, int n, int Dv, const E* P, int ldp, float* O, int ldo,
-                 Ahead& ahead) {
+void tile_output(const Matrix<T>& V, int n, int Dv, const E* P, float* O, int ldo, Ahead& ahead) {
   constexpr int kLeast = Operand<T>::kColumns / W;
   constexpr bool kAll = R <= kSums / 2 || !Operand<T>::kCheap;
   constexpr int kRows = kAll ? R : kSums / 2;  // at a time
   constexpr int kMost = kSums / kRows < 4 ? kSums / kRows : 4;
   constexpr int C = kMost > kLeast ? kMost : kLeast;
   static_assert(R <= 2 * kRows);
-  const int most = kTogether / (Dv * int(sizeof(T))) / 4 * 4;
-  const int N = most < 4 ? 4 : most;
+  constexpr int kLeastKeys = kSums / R > 4 ? kSums / R : 4;
+  const int most = kTogether / (Dv * int(sizeof(T))) / kLeastKeys * kLeastKeys;
+  const int N = most < kLeastKeys ? kLeastKeys : most;
   for (int j = 0; j < n; j += N) {
     const int keys = n - j < N ? n - j : N;
     Lines lines = First ? ahead.next(keys) : Lines{};
     const auto block = [&](auto wide, auto whole, int d) {
       const Matrix<T> at{V[j] + d, V.step};
-      tile_columns<kRows, wide, whole, First>(at, keys, Dv - d, P + j, ldp, O + d, ldo, lines);
+      const E* p = P + strip_index<R>(0, j);
+      tile_columns<kRows, R, wide, whole, First>(at, keys, Dv - d, p, O + d, ldo, lines);
       if constexpr (R > kRows)
-        tile_columns<kRows, wide, whole, false>(at, keys, Dv - d, P + kRows * ldp + j, ldp,
-                                                O + kRows * ldo + d, ldo, lines);
+        tile_columns<kRows, R, wide, whole, false>(at, keys, Dv - d, p + strip_index<R>(kRows, 0),
+                                                   O + kRows * ldo + d, ldo, lines);
     };
     using Wide = std::integral_constant<int, C>;
     using Least = std::integral_constant<int, kLeast>;
@@ -130,15 +129,6 @@ void tile_output(const Matrix<T>& V, int n, int Dv, const E* P, int ldp, float* 
     for (; d + kLeast * W <= Dv; d += kLeast * W) block(Least{}, std::true_type{}, d);
     if (d < Dv) block(Least{}, std::false_type{}, d);
   }
-}
-
-// Calls f with the number of rows that a strip of `rows` rows is computed as: 1, 2, 4 or 8.
-template <class F>
-SDPA_INLINE void with_strip(int rows, F f) {
-  if (rows > 4) return f(std::integral_constant<int, 8>{});
-  if (rows > 2) return f(std::integral_constant<int, 4>{});
-  if (rows > 1) return f(std::integral_constant<int, 2>{});
-  f(std::integral_constant<int, 1>{});
 }
 
 }  // namespace sdpa::cpu::SDPA_ISA

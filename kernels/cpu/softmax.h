@@ -18,18 +18,22 @@ struct RowTile {
 
 SDPA_INLINE void store_weights(float* p, Vec v) { store(p, v); }
 
+// softcap(scale * S) + bias of products of q and k; -inf where the bias hides the key.
+SDPA_INLINE Vec adjust(const Params& p, Vec products, float scale, const float* bias) {
+  const Vec nothing = splat(-kInf);
+  Vec s = products * (p.softcap != 0.f ? scale / p.softcap : scale);
+  if (p.softcap != 0.f) s = tanh(s) * p.softcap;
+  if (!bias) return s;
+  const Vec b = load(bias);
+  return select(b == nothing, nothing, s + b);
+}
+
 // S = softcap(scale * S) + bias, -inf where hidden. Returns their maxima by lanes.
 SDPA_INLINE Vec adjust_scores(const Params& p, const RowTile& x, bool cut) {
-  const float scale = p.scale * x.unit, inner = p.softcap != 0.f ? scale / p.softcap : scale;
   const Vec nothing = splat(-kInf);
   Vec top = nothing;
   for (int v = x.begin; v < x.end; ++v) {
-    Vec s = load(x.S + v * W) * inner;
-    if (p.softcap != 0.f) s = tanh(s) * p.softcap;
-    if (x.bias) {
-      const Vec b = load(x.bias + v * W);
-      s = select(b == nothing, nothing, s + b);
-    }
+    Vec s = adjust(p, load(x.S + v * W), p.scale * x.unit, x.bias ? x.bias + v * W : nullptr);
     if (cut) {
       const IVec j = iota() + v * W;
       s = select((j >= x.seen.begin) & (j < x.seen.end), s, nothing);
@@ -52,25 +56,53 @@ SDPA_INLINE Vec largest_scores(const Params& p, const RowTile& x, float& factor)
   return top * factor;
 }
 
-// S = softcap(scale * S) + bias; m, l and P = exp(S - m) as online softmax has them.
-// Returns alpha = exp(m_old - m_new), the factor of O and l.
-// P may take the place of S.
+// P = exp(S * factor - base) of one row, their sum by lanes.
 template <typename E>
-SDPA_INLINE float softmax_row(const Params& p, const RowTile& x, State& state, E* P) {
-  float factor;
-  const float tile_max = max(largest_scores(p, x, factor));
-  const float m = tile_max > state.m ? tile_max : state.m;
-  const float base = m == -kInf ? 0.f : m;  // -inf - -inf would be NaN
+SDPA_INLINE Vec weights(const RowTile& x, float factor, float base, E* P) {
   Vec total{};
-  for (int v = x.begin; v < x.end; ++v) {
-    const Vec e = exp_up_to_88<!std::is_same_v<E, float>>(load(x.S + v * W) * factor - base);
-    store_weights(P + v * W, e);
-    total += e;
+  const auto weigh = [&](auto count, int v) __attribute__((always_inline)) {
+    constexpr int N = count;
+    Vec e[N];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) e[i] = (load(x.S + (v + i) * W) * factor - base) * kLog2e;
+    exp2_up_to_127<!std::is_same_v<E, float>>(e);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      store_weights(P + (v + i) * W, e[i]);
+      total += e[i];
+    }
+  };
+  int v = x.begin;
+  for (; v + kExpVectors <= x.end; v += kExpVectors)
+    weigh(std::integral_constant<int, kExpVectors>{}, v);
+  for (; v < x.end; ++v) weigh(std::integral_constant<int, 1>{}, v);
+  return total;
+}
+
+// S = softcap(scale * S) + bias; m, l and P = exp(S - m) as online softmax has them, of n <= R rows;
+// alpha = exp(m_old - m_new), the factor of O and l. P may take the place of S.
+// Step by step of all rows: a row's maximum is known long after the last of its scores.
+// tile_of: the RowTile of row r, whose bias may lie where that of the next row will.
+template <int R, typename E, class TileOf>
+SDPA_INLINE void softmax_rows(const Params& p, int n, TileOf tile_of, State* state, E* P, int ldp,
+                              float* alpha) {
+  constexpr int N = (R + W - 1) / W * W;
+  RowTile x[R];
+  float factor[R], base[R], change[N] = {};
+  for (int r = 0; r < n; ++r) {
+    x[r] = tile_of(r);
+    const float top = max(largest_scores(p, x[r], factor[r]));
+    const float m = top > state[r].m ? top : state[r].m;
+    base[r] = m == -kInf ? 0.f : m;  // -inf - -inf would be NaN
+    change[r] = state[r].m - base[r];
+    state[r].m = m;
   }
-  const float alpha = exp(splat(state.m - base))[0];
-  state.l = state.l * alpha + sum(total);
-  state.m = m;
-  return alpha;
+  for (int r = 0; r < N; r += W) store(change + r, exp(load(change + r)));
+  for (int r = 0; r < n; ++r) {
+    const Vec total = weights(x[r], factor[r], base[r], P + size_t(r) * ldp);
+    state[r].l = state[r].l * change[r] + sum(total);
+    alpha[r] = change[r];
+  }
 }
 
 // The row of query position iq and the tile [key, key + n), of which its strip sees `strip_seen`.
@@ -96,12 +128,14 @@ SDPA_INLINE void softmax_strips(const Params& p, const Operands& x, const Task& 
   for (int strip = 0; strip * R < t.rows; ++strip) {
     const Keys strip_seen = strip_keys<R>(p, t, strip, key, n);
     if (strip_seen.begin >= strip_seen.end) continue;
-    for (int r = strip * R; r < (strip + 1) * R && r < t.rows; ++r) {
+    const int row0 = strip * R, rows = t.rows - row0 < R ? t.rows - row0 : R;
+    const auto tile_of = [&](int i) {
+      const int r = row0 + i;
       const Row row = row_of(p, t.hkv, t.row0 + r);
-      const RowTile tile = row_tile<kKeys>(p, strip_seen, key, n, row.iq, s.S + size_t(r) * s.lds,
-                                           masked ? mask_rows(row) : nullptr);
-      s.alpha[r] = softmax_row(p, tile, s.state[r], P + size_t(r) * ldp);
-    }
+      return row_tile<kKeys>(p, strip_seen, key, n, row.iq, s.S + size_t(r) * s.lds,
+                             masked ? mask_rows(row) : nullptr);
+    };
+    softmax_rows<R>(p, rows, tile_of, s.state + row0, P + size_t(row0) * ldp, ldp, s.alpha + row0);
   }
 }
 
