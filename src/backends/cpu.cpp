@@ -115,7 +115,7 @@ Groups groups_of(const array& scales, const array& biases) {
 
 void eval_attention(const Inputs& in, const Attributes& a, std::vector<array>& outputs,
                     mx::Stream stream) {
-  for (array& x : outputs) allocate(x);
+  for (array& x : outputs) allocate_output(x);
   if (outputs[0].size() == 0 && (!a.want_lse || outputs[1].size() == 0)) return;
 
   const Problem problem = problem_of(in, a);
@@ -187,7 +187,7 @@ void eval_attention(const Inputs& in, const Attributes& a, std::vector<array>& o
 }
 
 void eval_merge(const std::vector<array>& inputs, std::vector<array>& outputs, mx::Stream stream) {
-  for (array& x : outputs) allocate(x);
+  for (array& x : outputs) allocate_output(x);
   if (outputs[1].size() == 0) return;
   const int n = int(inputs.size()) / 2;
   auto& encoder = mx::cpu::get_command_encoder(stream);

@@ -134,7 +134,7 @@ bool has_backward(const Problem& problem) { return plan_backward(problem, device
 
 void eval_backward(const Inputs& in, const Attributes& a, const Cotangents& c,
                    std::vector<array>& outputs, mx::Stream stream) {
-  for (array& x : outputs) allocate(x);
+  for (array& x : outputs) allocate_output(x);
   const Problem problem = problem_of(in, a);
   const Device on = device();
   const auto plan = plan_backward(problem, on);
