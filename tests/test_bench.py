@@ -9,6 +9,7 @@ from itertools import islice
 import mlx.core as mx
 import pytest
 from command_line import call, call_in_process
+from mlx_sdpa_ext import attention
 from mlx_sdpa_ext.bench import (
     context,
     context_plot,
@@ -21,7 +22,9 @@ from mlx_sdpa_ext.bench import (
     training,
 )
 from mlx_sdpa_ext.bench.beside import beside_stock, chained_operands
+from mlx_sdpa_ext.bench.between_reads import PARTS, REPEATS, BetweenReads, take_turns
 from mlx_sdpa_ext.bench.measure import environment
+from mlx_sdpa_ext.bench.side_by_side import Inputs
 
 
 def test_the_metal_suite_with_the_cpu_in_the_place_of_the_gpu():
@@ -79,15 +82,23 @@ def test_the_cpu_suite(tmp_path):
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_decode_step_is_compared_with_the_reads_beside_it():
-    rates = [10.0, 30.0, 50.0, 70.0, 90.0, 110.0]
-    asked = iter(rates)
-    arrays = chained_operands(4, 1, 1, 256, 64, 64, "float32")
-    read_rate = partial(next, asked)
-    found = beside_stock("decode", arrays, None, 1, 10, sets=2, read_rate=read_rate)
-    assert found["read_gb_per_s"] == rates and found["ours"]["repeats"] == 10
-    assert len(found["of_reads"]) == 5 and min(found["of_reads"]) > 0
-    assert found["of_read"] == sorted(found["of_reads"])[2]
+def test_decode_steps_take_turns_and_are_compared_with_the_reads_beside_them():
+    asked = []
+
+    def call(name):
+        q, k, v = chained_operands(4, 1, 1, 256, 64, 64, "float32")
+        run = partial(attention.scaled_dot_product_attention, scale=0.125)
+        rate = lambda: asked.append(name) or 1.0 + len(asked)  # noqa: E731
+        return (q, k, v), BetweenReads(run, [Inputs(q, (k, v))] * 2, rate)
+
+    (arrays, one), (_, other) = call("one"), call("other")
+    take_turns([one, other])
+    assert asked == ["one", "one", "other", "other"] * PARTS
+    found = beside_stock("decode", arrays, None, 1, 0, taken=one.result())
+    assert found["read_gb_per_s"][:2] == [(2.0, 3.0), (6.0, 7.0)]
+    assert found["ours"]["repeats"] == PARTS * REPEATS
+    assert len(found["of_reads"]) == PARTS and min(found["of_reads"]) > 0
+    assert found["of_read"] == sorted(found["of_reads"])[PARTS // 2]
     assert "% of reading" in rows.cpu_row(found)[2]
 
 

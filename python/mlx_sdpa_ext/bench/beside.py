@@ -5,9 +5,8 @@ from functools import partial
 import mlx.core as mx
 
 from .. import attention
-from .between_reads import between_reads
 from .measure import seconds
-from .side_by_side import Q_SCALE, Inputs, side_by_side, v_scale
+from .side_by_side import Q_SCALE, side_by_side, v_scale
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 stock = mx.fast.scaled_dot_product_attention
@@ -39,24 +38,17 @@ def timed(calls, inputs, few_rows, repeats) -> dict[str, dict]:
 
 
 def beside_stock(
-    name, arrays, mask, stock_repeats, ours_repeats, path="auto", warm_up=0, sets=1, read_rate=None
+    name, arrays, mask, stock_repeats, ours_repeats, path="auto", warm_up=0, taken=None
 ) -> dict:
     """One case on both; FLOPs count the visible scores only.
 
-    sets:      of K and V that take turns for ours, so that none is found in a cache; q is then of
-               chained_operands, and calls of ours follow each other in one graph
-    read_rate: asked between them what the device reads in GB/s, where there is more than one set
+    taken: the result of a BetweenReads, for a case of which ours was measured already
     """
     q, k, v = arrays
     call = {"scale": q.shape[-1] ** -0.5, "mask": mask}
     route = attention.explain(q, k, v, path=path, **call)
     run = partial(attention.scaled_dot_product_attention, path=path, **call)
-    if sets > 1:
-        copies = [(k, v), *((mx.array(k), mx.array(v)) for _ in range(sets - 1))]
-        mx.eval(copies)
-        taken = between_reads(run, [Inputs(q, pair) for pair in copies], ours_repeats, read_rate)
-    else:
-        taken = {"ours": seconds(partial(run, q, k, v), ours_repeats)}
+    taken = taken or {"ours": seconds(partial(run, q, k, v), ours_repeats)}
     ours = taken["ours"]
     theirs = seconds(partial(stock, q, k, v, **call), stock_repeats, warm_up=warm_up)
     return {

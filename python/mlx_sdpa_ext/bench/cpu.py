@@ -8,7 +8,9 @@ import mlx.core as mx
 from .. import attention, limits
 from . import ceilings, cpu_quantized
 from .beside import DTYPES, beside_stock, chained_operands, operands
+from .between_reads import BetweenReads, take_turns
 from .measure import added_memory, seconds
+from .side_by_side import Inputs
 from .torch_beside import Torch, beside
 
 HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256), (512, 512))
@@ -37,19 +39,32 @@ def _speed(quick: bool, torch: Torch | None) -> Iterator[dict]:
             arrays = operands(8, 8, length, length, D, Dv, dtype)
             result = beside_stock("prefill", arrays, "causal", 1, 9)
             yield result | _torch(result, torch)
-    for D in (128, 256, 512):
-        for dtype in DTYPES:
-            arrays = chained_operands(8, 1, 1, keys, D, D, dtype)
-            nbytes = arrays[1].nbytes + arrays[2].nbytes
-            sets = ceilings.input_sets(nbytes)
-            rate = ceilings.cpu_read(nbytes, sets, 5, torch)
-            result = beside_stock("decode", arrays, None, 3, 25, sets=sets, read_rate=rate)
-            yield result | _torch(result, torch)
+    yield from _decode(keys, 2 if quick else None, torch)
     for rows in (4, 16, 48):
         arrays = operands(8, 1, rows, keys, 256, 256, "float32")
         yield beside_stock(f"{rows} rows", arrays, "causal", 1, 7)
     yield from growth(quick)
     yield from cpu_quantized.beside_float16(quick)
+
+
+def _decode(keys: int, sets: int | None, torch: Torch | None) -> Iterator[dict]:
+    """Of H8/1 1 x `keys`; `sets` of K and V take turns, or as many as no cache holds."""
+    cases = [
+        chained_operands(8, 1, 1, keys, D, D, dtype) for D in (128, 256, 512) for dtype in DTYPES
+    ]
+    calls = []
+    for q, k, v in cases:
+        nbytes = k.nbytes + v.nbytes
+        n = sets or ceilings.input_sets(nbytes)
+        copies = [(k, v), *((mx.array(k), mx.array(v)) for _ in range(n - 1))]
+        mx.eval(copies)
+        run = partial(attention.scaled_dot_product_attention, scale=q.shape[-1] ** -0.5)
+        rate = ceilings.cpu_read(nbytes, n, 5, torch)
+        calls.append(BetweenReads(run, [Inputs(q, pair) for pair in copies], rate))
+    take_turns(calls)
+    for arrays, call in zip(cases, calls):
+        result = beside_stock("decode", arrays, None, 3, 0, taken=call.result())
+        yield result | _torch(result, torch)
 
 
 def _gemm(n: int, dtype: str, torch: Torch) -> Iterator[dict]:

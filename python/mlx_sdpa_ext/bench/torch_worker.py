@@ -89,7 +89,7 @@ def read(nbytes, sets, repeats) -> dict:
     return found[name] | {"by": name}
 
 
-@functools.lru_cache(1)
+@functools.lru_cache(4)
 def random_arrays(nbytes, sets) -> list:
     return [torch.randn(nbytes // 4, device=DEVICE) for _ in range(sets)]
 
