@@ -12,8 +12,8 @@ namespace {
 
 // A split costs a partial result that is written and read again; below these many keys that is not worth it.
 constexpr int kMinSplitKeys = 256;
-// Tasks a thread, so that threads end together although causal tiles differ in work.
-constexpr int kTasksPerThread = 2;
+// Tasks a thread of so many rows, so that threads end together although causal tiles differ in work.
+constexpr int kTasksPerThread = 2, kTaskRows = 256;
 // The same where decode splits the keys: a thread that wakes up late, or whose core is slower, takes fewer.
 constexpr int kSplitsPerThread = 8;
 
@@ -73,7 +73,8 @@ bool shares_well(const Tile& tile, const Problem& p, const Device& device) {
   constexpr int kEvenRows = 128;
   if (tile.bq <= kEvenRows) return true;
   const int64_t tasks = int64_t(p.B) * p.Hkv * ceil_div(p.rows(), tile.bq);
-  return p.rows() >= tile.bq && tasks >= int64_t(device.threads) * kTasksPerThread;
+  return p.rows() >= tile.bq &&
+         tasks * kTaskRows >= int64_t(device.threads) * kTasksPerThread * tile.bq;
 }
 
 // The first row that serves the problem: where the rows of a KV head fit one tile, that of a kernel for few rows.
