@@ -109,7 +109,7 @@ struct CodeTask {
     }
   }
 
-  void round_row(float* q, int r) {
+  void round_row(const float* q, int r) {
     Vec top{}, total{};
     for (int d = 0; d < p.D; d += W) {
       const Vec a = load(q + d);
@@ -125,12 +125,14 @@ struct CodeTask {
       s.q_sum[(size_t(r / R) * s.groups_k + g) * R + r % R] =
           sum(all) * (inverse == 0.f ? 1.f : inverse);
     }
-    for (int d = 0; d < p.D; d += W)
-      store(q + d, bits_as<Vec>(_mm512_cvtps_epi32(bits_as<__m512>(load(q + d) * inverse))));
-    const auto rounded = [&](int d) { return bits_as<uint32_t>(q[d]); };
-    for (int pair = 0; pair < p.D / 2; ++pair)
-      s.Q[(size_t(r / R) * p.D / 2 + pair) * R + r % R] =
-          int32_t(rounded(C::second_of(pair)) << 16 | (rounded(C::first_of(pair)) & 0xffff));
+    for (int d = 0; d < p.D; d += W) {
+      int32_t pairs[W];
+      const __m512i rounded = _mm512_cvtps_epi32(bits_as<__m512>(load(q + d) * inverse));
+      _mm512_storeu_si512(pairs, C::pairs_of(rounded));
+      int32_t* to = s.Q + (size_t(r / R) * p.D + d) / 2 * R + r % R;
+#pragma GCC unroll 8
+      for (int i = 0; i < W / 2; ++i) to[i * R] = pairs[i];
+    }
   }
 
   // out = O / l, lse = m + log(l), with the columns of O in order and what they share added
@@ -151,10 +153,9 @@ struct CodeTask {
   // f(vector of O, group, columns of V in its lanes)
   template <int groups, class F>
   SDPA_INLINE void for_vectors(F f) const {
-    for (int v = 0; v < p.Dv / W; ++v) {
-      const IVec columns = Columns<bits, groups>::of(v);
-      f(v, columns[0] / x.group_size, bits_as<__m512i>(columns));
-    }
+    for (int g = 0, v = 0; g < s.groups_v; ++g)
+      for (const int end = v + x.group_size / W; v < end; ++v)
+        f(v, g, bits_as<__m512i>(Columns<bits, groups>::of(v)));
   }
 
   // kPairKeys rows of a tile of n: copied where there are less, as what follows them may be nobody's memory.

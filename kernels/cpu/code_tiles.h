@@ -19,9 +19,13 @@ struct Codes {
   static constexpr int kMask = bits == 8 ? 0x00ff00ff : 0x000f000f;
   static constexpr float kCenter = bits == 8 ? 127.5f : 7.5f;
 
-  // The dimensions of a pair of K: elements i and i + kHalf of a word, with i = pair % kHalf.
-  static constexpr int first_of(int pair) { return pair / kHalf * kPerWord + pair % kHalf; }
-  static constexpr int second_of(int pair) { return first_of(pair) + kHalf; }
+  // Lanes [0, W / 2): pairs of W elements of Q as the codes of K come, elements i and i + kHalf of each word.
+  static SDPA_INLINE __m512i pairs_of(__m512i elements) {
+    const IVec first = (iota() / kHalf * kPerWord + iota() % kHalf) % W;
+    const __m512i low = _mm512_permutexvar_epi32(bits_as<__m512i>(first), elements);
+    const __m512i high = _mm512_permutexvar_epi32(bits_as<__m512i>(IVec(first + kHalf)), elements);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+  }
 
   // The codes at bit `shift` of each half of a word
   template <class Shift>
