@@ -45,30 +45,39 @@ struct QuantizedCodes : CodeValues<T, bits> {
     };
     ahead_at(keys.begin).fetch_all();  // on its way while Q is rounded
     this->template load_rows<groups>();
+    bool begun = false;  // the first keys of K are transposed already
     for (int key = keys.begin; key < keys.end; key += t.bk) {
-      const int n = keys_at(key);
+      const int n = keys_at(key), next = key + n;
       const Cover cover = p.mask == MaskKind::None ? Cover::Open : mask_cover(p, x, t, key, n);
-      if (cover == Cover::Hidden) continue;
+      if (cover == Cover::Hidden) {
+        begun = false;
+        continue;
+      }
       const auto k = K.from(key), v = V.from(key);
       pack_groups(k.scales, k.scale, n, s.groups_k, s.keys, s.scales);
       pack_groups(k.biases, k.bias, n, s.groups_k, s.keys, s.biases);
-      scores(k.words_of(n, p.D, s.copies), key, n);
+      scores(k.words_of(n, p.D, s.copies), key, n, begun);
       pack_groups(v.scales, v.scale, n, s.groups_v, s.keys, s.scales);
       pack_groups(v.biases, v.bias, n, s.groups_v, s.keys, s.biases);
       this->level_groups(n);
+      begun = K.word.col == 1 && next < keys.end && keys_at(next) >= kPairKeys;  // not copied
+      Transposing first;
+      if (begun) first = Transposing(K.from(next).words_of(0, p.D, nullptr), s.words_k, s.codes);
       this->template values<groups>(v.words_of(n, p.Dv, s.copies), key, n, cover == Cover::Partial,
-                                    ahead_at(key + n));
+                                    ahead_at(next), first);
+      first.finish();
     }
     this->template finish_rows<groups>();
   }
 
-  void scores(Words k, int key, int n) {
+  // begun: the first 2 W keys are in s.codes
+  void scores(Words k, int key, int n, bool begun) {
     Piece ahead = V.ahead(key, n, p.Dv);
     int32_t *codes = s.codes, *others = s.codes + 2 * W * s.words_k;
     const auto transposing = [&](int at, int32_t* to) {
       return Transposing(this->whole_block(k, at, n, s.words_k), s.words_k, to);
     };
-    transposing(0, codes).finish();
+    if (!begun) transposing(0, codes).finish();
     for (int at = 0; at < n; at += 2 * W) {
       Transposing next;
       if (at + 2 * W < n) next = transposing(at + 2 * W, others);
