@@ -66,11 +66,24 @@ def _peaks(matmuls: list[dict]) -> str:
 
 
 def _reads(results: list[dict]) -> str:
-    rates = [rate for r in results for rate in r.get("read_gb_per_s", ())]
-    if not rates:
+    parts = [part for r in results for part in r.get("read_gb_per_s", ())]
+    if not parts:
         return ""
-    found = f"{min(rates):.3g} to {max(rates):.3g} GB/s"
-    return f"Reading as many bytes gave {found}, by PyTorch or MLX just before and after each call."
+    rates = [rate for part in parts for rate in part]
+    shares: dict[str, list[float]] = {}
+    for r in results:
+        if "of_reads" in r:
+            shares.setdefault(r["dtype"], []).extend(r["of_reads"])
+    single = ", ".join(
+        f"{min(found):.0%} to {max(found):.0%} ({dtype})"
+        for dtype, found in shares.items()
+        if found
+    )
+    return (
+        f"Reading as many bytes gave {min(rates):.3g} to {max(rates):.3g} GB/s, by PyTorch or MLX "
+        "before and after each of the parts in which a decode step was timed; its share is the "
+        f"median of theirs, which were {single}."
+    )
 
 
 def _grown(results: list[dict]) -> str:
