@@ -75,9 +75,7 @@ def _reads(results: list[dict]) -> str:
         if "of_reads" in r:
             shares.setdefault(r["dtype"], []).extend(r["of_reads"])
     single = ", ".join(
-        f"{min(found):.0%} to {max(found):.0%} ({dtype})"
-        for dtype, found in shares.items()
-        if found
+        f"{min(found):.0%} to {max(found):.0%} ({dtype})" for dtype, found in shares.items()
     )
     return (
         f"Reading as many bytes gave {min(rates):.3g} to {max(rates):.3g} GB/s, by PyTorch or MLX "
@@ -157,4 +155,10 @@ def _record(results: Path, name: str) -> dict:
 def where(record: dict) -> str:
     at = record["environment"]
     cpu = f"{at['device']}, {at['threads']} cores, {at['isa']}"
-    return f"{cpu}; MLX {at['mlx']}; {at['date']}, commit {at['commit']}."
+    return f"{cpu}; {versions(record)}; {at['date']}, commit {at['commit']}."
+
+
+def versions(record: dict) -> str:
+    """MLX's, and PyTorch's where it ran beside."""
+    of_torch = (r["torch"] for r in record["results"] if r.get("case") == "torch" and "torch" in r)
+    return f"MLX {record['environment']['mlx']}" + "".join(f", PyTorch {v}" for v in of_torch)

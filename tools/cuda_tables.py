@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cpu_tables import versions
+
 MIB, GIB = 2**20, 2**30
 TORCH = {"flash": "flash", "cudnn": "cuDNN"}
 
@@ -154,6 +156,4 @@ def _error(errors: dict | None, side: str, context: int) -> str:
 def _where(record: dict) -> str:
     at = record["environment"]
     part = " Interrupted." if record["interrupted"] else ""
-    torch = next((r for r in record["results"] if r["case"] == "torch" and "torch" in r), None)
-    beside = f", PyTorch {torch['torch']}" if torch else ""
-    return f"{at['gpu']}; MLX {at['mlx']}{beside}; {at['date']}, commit {at['commit']}.{part}"
+    return f"{at['gpu']}; {versions(record)}; {at['date']}, commit {at['commit']}.{part}"
