@@ -125,8 +125,9 @@ SDPA_NOINLINE void softmax_strip(const Params& p, const StripTile& x, StripState
   for (Vec& t : top) t = splat(-kInf);
   if (raw) {
     for_vectors(x.groups, [&](auto count, int i) __attribute__((always_inline)) {
+      constexpr int M = count;
 #pragma GCC unroll 4
-      for (int k = 0; k < count; ++k) top[k] = max_keep(load(x.S + (i + k) * W), top[k]);
+      for (int k = 0; k < M; ++k) top[k] = max_keep(load(x.S + (i + k) * W), top[k]);
     });
   } else {
     for (int i = 0; i < x.groups * V; ++i) {
