@@ -68,15 +68,13 @@ class Ahead {
 
   // How many keys a kernel that reads n at a time announces to `next` at once, both powers of two: more where rows lie side by
   // side, so that fewer calls stand between its products.
-  int at_once(int n) const {
-    return lanes_[0].in_one_piece() && lanes_[1].in_one_piece() ? kAtOnce : n;
-  }
+  int at_once(int n) const { return in_one_piece() ? kAtOnce : n; }
 
   // The kernel is about to work on so many vectors of n keys' scores, and to read no keys: what it is to fetch, a line for
   // each. It fetches that much less while it reads, so that memory is asked at one pace.
   SDPA_NOINLINE Lines between(int vectors, int n) {
-    const bool apart = !lanes_[0].in_one_piece() || !lanes_[1].in_one_piece();
-    const int keys = apart || key_ >= end_ ? 0 : int(int64_t(vectors) * kLine / lanes_[turn_].row);
+    const bool more = in_one_piece() && key_ < end_;
+    const int keys = more ? int(int64_t(vectors) * kLine / lanes_[turn_].row) : 0;
     kept_ = (int64_t(keys) << 16) / (2 * n);
     return take(keys);
   }
@@ -90,6 +88,8 @@ class Ahead {
   }
 
  private:
+  bool in_one_piece() const { return lanes_[0].in_one_piece() && lanes_[1].in_one_piece(); }
+
   Lines take(int n) {
     Lines lines{lanes_[0].at, lanes_[0].at};
     while (n > 0 && key_ < end_) {

@@ -57,7 +57,6 @@ struct CodeWeights : CodeTask<T, bits> {
   // part of O that is the same in all columns of a group.
   template <bool masked>
   SDPA_NOINLINE void weigh(int strip, int key, int n, Keys blocks, MaskRows* mask_rows) {
-    constexpr float kLog2e = 1.44269504f;
     const int row0 = strip * R, rows = t.rows - row0 < R ? t.rows - row0 : R;
     Vec top[R], total[R] = {};
     float factor[R], base[W];

@@ -149,9 +149,9 @@ struct Decode {
       for (int r = 0; r < R; ++r) {
         const bool filled = row0 + r < t.rows;  // else it sees what the first one does
         const Row row = row_of(p, t.hkv, t.row0 + (filled ? row0 + r : row0));
-        const Keys all = visible_keys(p, row.iq);
-        cut |= all.begin > key || all.end < key + n;
-        seen.template set<R>(r, {all.begin - key, all.end - key < n ? all.end - key : n});
+        const Keys of_row = visible_keys(p, row.iq, key, n);
+        cut |= of_row.begin > 0 || of_row.end < n;
+        seen.template set<R>(r, of_row);
         if (!masked) continue;
         const float* bias = mask_rows(row);
         for (int j = 0; j < n; ++j) s.bias[strip_index<R>(r, j)] = bias[j];

@@ -9,17 +9,22 @@
 
 namespace sdpa::cpu::SDPA_ISA {
 
+// The N lanes of row r
+template <int R, typename T>
+SDPA_INLINE void fill_lanes(T (&lanes)[kSums], int r, T value) {
+  constexpr int N = kSums / R;
+  for (int i = 0; i < N; ++i) lanes[r * N + i] = value;
+}
+
 // Running state of a strip by lanes: m alike in the N lanes of a row, l in N parts.
 struct StripState {
   float m[kSums], l[kSums];
 
   template <int R>
   void start(int r, State row) {
-    constexpr int N = kSums / R;
-    for (int i = 0; i < N; ++i) {
-      m[r * N + i] = row.m;
-      l[r * N + i] = i ? 0.f : row.l;
-    }
+    fill_lanes<R>(m, r, row.m);
+    fill_lanes<R>(l, r, 0.f);
+    l[r * (kSums / R)] = row.l;
   }
   template <int R>
   State row(int r) const {
@@ -36,11 +41,8 @@ struct LaneKeys {
 
   template <int R>
   void set(int r, Keys seen) {
-    constexpr int N = kSums / R;
-    for (int i = 0; i < N; ++i) {
-      begin[r * N + i] = seen.begin;
-      end[r * N + i] = seen.end;
-    }
+    fill_lanes<R>(begin, r, seen.begin);
+    fill_lanes<R>(end, r, seen.end);
   }
 };
 
@@ -54,27 +56,18 @@ struct StripTile {
 
 namespace strip_detail {
 
-constexpr int V = kSums / W;                              // vectors of a group
-constexpr int kMany = kExpVectors > V ? kExpVectors : V;  // vectors that are worked on at once
-
-// Calls f with numbers of vectors and the first of them, until all of `groups` had their turn.
-template <class F>
-SDPA_INLINE void for_vectors(int groups, F f) {
-  int i = 0;
-  for (; i + kMany <= groups * V; i += kMany) f(std::integral_constant<int, kMany>{}, i);
-  for (; i < groups * V; i += V) f(std::integral_constant<int, V>{}, i);
-}
+constexpr int V = kSums / W;  // vectors of a group
 
 // a[v] = what all vectors i with i % V = v come to.
 template <class Join>
-SDPA_INLINE void join_vectors(Vec (&a)[kMany]) {
+SDPA_INLINE void join_vectors(Vec (&a)[kExpVectors]) {
 #pragma GCC unroll 4
-  for (int i = V; i < kMany; ++i) a[i % V] = Join()(a[i], a[i % V]);
+  for (int i = V; i < kExpVectors; ++i) a[i % V] = Join()(a[i], a[i % V]);
 }
 
 // The largest of each N lanes, in all of them.
 template <int N, int S = 1>
-SDPA_INLINE void largest_of_lanes(Vec (&a)[kMany]) {
+SDPA_INLINE void largest_of_lanes(Vec (&a)[kExpVectors]) {
   if constexpr (S < N) {
     Vec b[V];
 #pragma GCC unroll 2
@@ -118,13 +111,12 @@ SDPA_NOINLINE void softmax_strip(const Params& p, const StripTile& x, StripState
                                  float (&alpha)[R], Lines lines) {
   using namespace strip_detail;
   constexpr int N = kSums / R;
-  // Where nothing comes between the products and exp, the scale waits for it.
-  const bool raw = !x.seen && !x.bias && p.softcap == 0.f && p.scale > 0.f;
+  const bool raw = scale_waits(p, x.seen, x.bias);
   const float factor = raw ? p.scale : 1.f;
-  Vec top[kMany], total[kMany] = {}, base[kMany];
+  Vec top[kExpVectors], total[kExpVectors] = {}, base[kExpVectors];
   for (Vec& t : top) t = splat(-kInf);
   if (raw) {
-    for_vectors(x.groups, [&](auto count, int i) __attribute__((always_inline)) {
+    for_vectors<V>(0, x.groups * V, [&](auto count, int i) __attribute__((always_inline)) {
       constexpr int M = count;
 #pragma GCC unroll 4
       for (int k = 0; k < M; ++k) top[k] = max_keep(load(x.S + (i + k) * W), top[k]);
@@ -149,20 +141,15 @@ SDPA_NOINLINE void softmax_strip(const Params& p, const StripTile& x, StripState
     store(change + v * W, exp(before - base[v]));
   }
 #pragma GCC unroll 4
-  for (int i = V; i < kMany; ++i) base[i] = base[i % V];
+  for (int i = V; i < kExpVectors; ++i) base[i] = base[i % V];
 
-  for_vectors(x.groups, [&](auto count, int i) __attribute__((always_inline)) {
+  for_vectors<V>(0, x.groups * V, [&](auto count, int i) __attribute__((always_inline)) {
     constexpr int M = count;
     if (First) lines.fetch<M>();
     Vec e[M];
+    weigh(x.S + i * W, factor, [&](int k) { return base[k]; }, P + i * W, e);
 #pragma GCC unroll 4
-    for (int k = 0; k < M; ++k) e[k] = (load(x.S + (i + k) * W) * factor - base[k]) * kLog2e;
-    exp2_up_to_127<!std::is_same_v<E, float>>(e);
-#pragma GCC unroll 4
-    for (int k = 0; k < M; ++k) {
-      store_weights(P + (i + k) * W, e[k]);
-      total[k] += e[k];
-    }
+    for (int k = 0; k < M; ++k) total[k] += e[k];
   });
   join_vectors<Plus>(total);
 #pragma GCC unroll 2

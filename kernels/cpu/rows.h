@@ -48,6 +48,12 @@ SDPA_INLINE Keys visible_keys(const Params& p, int iq) {
   return {int(begin), int(end)};
 }
 
+// The same of the tile [key, key + n), counted from its first key; it can begin before that.
+SDPA_INLINE Keys visible_keys(const Params& p, int iq, int key, int n) {
+  const Keys seen = visible_keys(p, iq);
+  return {seen.begin - key, seen.end - key < n ? seen.end - key : n};
+}
+
 // The keys of the task that any of its rows can see.
 SDPA_INLINE Keys task_keys(const Params& p, const Task& t) {
   const int begin = visible_keys(p, t.row0 / p.group).begin;

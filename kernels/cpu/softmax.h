@@ -44,11 +44,15 @@ SDPA_INLINE Vec adjust_scores(const Params& p, const RowTile& x, bool cut) {
   return top;
 }
 
+// Where nothing comes between the products and exp, the scale waits for it.
+SDPA_INLINE bool scale_waits(const Params& p, bool cut, const float* bias) {
+  return !cut && !bias && p.softcap == 0.f && p.scale > 0.f;
+}
+
 // The maxima by lanes of scores that are factor * S.
 SDPA_INLINE Vec largest_scores(const Params& p, const RowTile& x, float& factor) {
   const bool cut = x.seen.begin > x.begin * W || x.seen.end < x.end * W;
-  // Where nothing comes between the products and exp, the scale waits for it.
-  const bool raw = !cut && !x.bias && p.softcap == 0.f && p.scale > 0.f;
+  const bool raw = scale_waits(p, cut, x.bias);
   factor = raw ? p.scale * x.unit : 1.f;
   if (!raw) return adjust_scores(p, x, cut);
   Vec top = splat(-kInf);
@@ -56,26 +60,36 @@ SDPA_INLINE Vec largest_scores(const Params& p, const RowTile& x, float& factor)
   return top * factor;
 }
 
+// Calls f with numbers of vectors and the first of them: as many as exp takes at once, then `least` at a time.
+template <int least, class F>
+SDPA_INLINE void for_vectors(int begin, int end, F f) {
+  static_assert(kExpVectors % least == 0);
+  int v = begin;
+  for (; v + kExpVectors <= end; v += kExpVectors) f(std::integral_constant<int, kExpVectors>{}, v);
+  for (; v < end; v += least) f(std::integral_constant<int, least>{}, v);
+}
+
+// P = e = exp(S * factor - base(i)) of vectors i < N.
+template <int N, typename E, class Base>
+SDPA_INLINE void weigh(const float* S, float factor, Base base, E* P, Vec (&e)[N]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) e[i] = (load(S + i * W) * factor - base(i)) * kLog2e;
+  exp2_up_to_127<!std::is_same_v<E, float>>(e);
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) store_weights(P + i * W, e[i]);
+}
+
 // P = exp(S * factor - base) of one row, their sum by lanes.
 template <typename E>
 SDPA_INLINE Vec weights(const RowTile& x, float factor, float base, E* P) {
   Vec total{};
-  const auto weigh = [&](auto count, int v) __attribute__((always_inline)) {
+  for_vectors<1>(x.begin, x.end, [&](auto count, int v) __attribute__((always_inline)) {
     constexpr int N = count;
     Vec e[N];
+    weigh(x.S + v * W, factor, [&](int) { return base; }, P + v * W, e);
 #pragma GCC unroll 4
-    for (int i = 0; i < N; ++i) e[i] = (load(x.S + (v + i) * W) * factor - base) * kLog2e;
-    exp2_up_to_127<!std::is_same_v<E, float>>(e);
-#pragma GCC unroll 4
-    for (int i = 0; i < N; ++i) {
-      store_weights(P + (v + i) * W, e[i]);
-      total += e[i];
-    }
-  };
-  int v = x.begin;
-  for (; v + kExpVectors <= x.end; v += kExpVectors)
-    weigh(std::integral_constant<int, kExpVectors>{}, v);
-  for (; v < x.end; ++v) weigh(std::integral_constant<int, 1>{}, v);
+    for (int i = 0; i < N; ++i) total += e[i];
+  });
   return total;
 }
 
@@ -109,12 +123,11 @@ SDPA_INLINE void softmax_rows(const Params& p, int n, TileOf tile_of, State* sta
 template <int kKeys>
 SDPA_INLINE RowTile row_tile(const Params& p, Keys strip_seen, int key, int n, int iq, float* S,
                              const float* bias) {
-  const Keys seen = visible_keys(p, iq);
   return {
       S,
       strip_seen.begin / kKeys * kKeys / W,
       round_up(strip_seen.end, kKeys) / W,
-      {seen.begin - key, seen.end - key < n ? seen.end - key : n},
+      visible_keys(p, iq, key, n),
       bias,
   };
 }

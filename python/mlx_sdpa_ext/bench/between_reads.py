@@ -7,7 +7,7 @@ it takes to see what is the rule.
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from .side_by_side import Call, Inputs, Side
 
@@ -50,9 +50,8 @@ class BetweenReads:
         }
 
 
-def take_turns(calls: Iterable[BetweenReads]) -> None:
+def take_turns(calls: Sequence[BetweenReads]) -> None:
     """Measures all parts of all calls."""
-    calls = list(calls)
     for _ in range(PARTS):
         for call in calls:
             call.part()

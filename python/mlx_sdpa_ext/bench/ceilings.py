@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 
 from .cuda_read import read_once
-from .side_by_side import FAILURES, Inputs, side_by_side, slope, summary
+from .side_by_side import FAILURES, Inputs, answered, side_by_side, slope, summary
 from .torch_beside import Torch
 
 CACHED_BYTES = 256 << 20  # inputs that take turns are larger together than any L2 cache
@@ -55,15 +55,9 @@ def cpu_read(nbytes: int, sets: int, repeats: int, torch: Torch | None) -> Calla
     """
     if torch:
         what = {"what": "read", "nbytes": nbytes, "sets": sets, "repeats": repeats}
-        return lambda: nbytes / _answered(torch.ask(**what))["median_s"] / 1e9
+        return lambda: nbytes / answered(torch.ask(**what))["median_s"] / 1e9
     arrays = random_arrays(nbytes, sets)
-    return lambda: nbytes / _answered(read_by_mlx(arrays, repeats))["median_s"] / 1e9
-
-
-def _answered(side: dict) -> dict:
-    if "error" in side:
-        raise RuntimeError(side["error"])
-    return side
+    return lambda: nbytes / answered(read_by_mlx(arrays, repeats))["median_s"] / 1e9
 
 
 def random_arrays(nbytes: int, sets: int) -> list[mx.array]:

@@ -145,6 +145,13 @@ def side_by_side(
     return {name: side.result() for name, side in sides.items()}
 
 
+def answered(side: dict) -> dict:
+    """The result of a side, where its error is one: RuntimeError."""
+    if "error" in side:
+        raise RuntimeError(side["error"])
+    return side
+
+
 def prepared(
     calls: dict[str, Call], inputs: Sequence[Inputs], few_rows: bool, repeats: int
 ) -> dict[str, Side]:
